@@ -1,0 +1,32 @@
+# Every target makes its own virtual environment; nothing has to be installed first but Python.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-all check bench clean
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+demo: $(READY)  ## Train on scanned digits, look at the report, predict: under three minutes
+	$(BIN)/python examples/demo.py
+
+test: $(READY)  ## What must pass before every change; under 20 minutes on two cores
+	$(BIN)/python -m pytest
+
+test-all: $(READY)  ## Everything, before a release
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(READY)  ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## Ours against timm, fine-tuning; about an hour and a quarter
+	$(BIN)/python benchmarks/finetune.py $(MBCONV_DATA)/clothing
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

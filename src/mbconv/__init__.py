@@ -1,0 +1,82 @@
+"""MBConv networks that are efficient in milliseconds and megabytes, not only in FLOPs.
+
+The public names are resolved lazily (PEP 562), so that `import mbconv` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mbconv.arch.cost import Cost, cost
+    from mbconv.arch.scale import scale
+    from mbconv.arch.spec import Block, Spec, Stage
+    from mbconv.arch.zoo import get_spec, list_specs
+    from mbconv.errors import UserError
+    from mbconv.measure.accuracy import evaluate
+    from mbconv.nn.model import MBConvNet, build
+    from mbconv.preprocessing import Preprocessing
+    from mbconv.record import Record
+    from mbconv.runtime.predictor import Prediction, Predictor
+    from mbconv.training.run import Run, resume, train
+    from mbconv.weights.file import save
+    from mbconv.weights.model import create_model, load
+
+_HOME = {
+    "Block": "arch.spec",
+    "Cost": "arch.cost",
+    "MBConvNet": "nn.model",
+    "Prediction": "runtime.predictor",
+    "Predictor": "runtime.predictor",
+    "Preprocessing": "preprocessing",
+    "Record": "record",
+    "Run": "training.run",
+    "Spec": "arch.spec",
+    "Stage": "arch.spec",
+    "UserError": "errors",
+    "build": "nn.model",
+    "cost": "arch.cost",
+    "create_model": "weights.model",
+    "evaluate": "measure.accuracy",
+    "get_spec": "arch.zoo",
+    "list_specs": "arch.zoo",
+    "load": "weights.model",
+    "resume": "training.run",
+    "save": "weights.file",
+    "scale": "arch.scale",
+    "train": "training.run",
+}
+
+__all__ = [
+    "Block",
+    "Cost",
+    "MBConvNet",
+    "Prediction",
+    "Predictor",
+    "Preprocessing",
+    "Record",
+    "Run",
+    "Spec",
+    "Stage",
+    "UserError",
+    "build",
+    "cost",
+    "create_model",
+    "evaluate",
+    "get_spec",
+    "list_specs",
+    "load",
+    "resume",
+    "save",
+    "scale",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mbconv' has no attribute {name!r}")
+    return getattr(import_module(f"mbconv.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

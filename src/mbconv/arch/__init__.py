@@ -1,0 +1,1 @@
+"""Networks as data: specs, their scaling, the named ones, what they cost. Imports no torch."""

@@ -1,0 +1,217 @@
+"""The command line: parse, import lazily, call one function. Nothing here imports torch."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mbconv.errors import UserError
+
+
+class Commands(click.Group):
+    """Turns a user's mistake into one sentence and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            ctx.exit(130)
+
+
+class Duration(click.ParamType):
+    """`90`, `90s`, `5m`, `1.5h`: seconds as a float."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value).strip())
+        if not match or float(match[1]) == 0:
+            self.fail(f"{value!r} is no time; write 90s, 5m or 1.5h.", param, ctx)
+        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mbconv")
+def main() -> None:
+    """MBConv networks that are efficient in milliseconds and megabytes.
+
+    MODEL is a network's name (mbconv info lists them), a spec.json, a model file or a run folder.
+    """
+    import os
+
+    # Loader processes and torch's threads share the cores: threads that wait should not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("--resolution", type=click.IntRange(min=1), help="Side of the picture, in pixels.")
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
+@click.option("--skips", is_flag=True, help="Which share of the blocks can skip, B0 to B7.")
+def info(model: str | None, resolution: int | None, as_json: bool, skips: bool) -> None:
+    """Show a network: its blocks and what each costs. Without MODEL: all networks."""
+    from mbconv.arch.zoo import get_spec, list_specs
+    from mbconv.report import network
+
+    if skips:
+        specs = [get_spec(f"efficientnet_b{i}") for i in range(8)]
+        if as_json:
+            click.echo(json.dumps(network.skip_rows(specs), indent=2))
+        else:
+            network.show(network.skip_table(specs))
+    elif model is None:
+        names = list_specs()
+        click.echo(json.dumps(names) if as_json else "\n".join(names))
+    else:
+        spec = _spec(model)
+        if as_json:
+            click.echo(json.dumps(network.info_dict(spec, resolution), indent=2))
+        else:
+            network.show(network.network_table(spec, resolution))
+
+
+@main.command()
+@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.option("--model", default="efficientnet_lite0", show_default=True, metavar="MODEL")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/<DATA>]")
+@click.option("--epochs", type=click.IntRange(min=1), help="Default: by the number of pictures.")
+@click.option("--budget", type=Duration(), help="Finish within 90s, 5m, 1.5h.")
+@click.option("--resolution", type=click.IntRange(min=32), help="Side of the picture, in pixels.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--flip/--no-flip", default=True, help="Mirror pictures; not for digits or text.")
+@click.option("--config", type=click.Path(path_type=Path), help="Train as this config.json says.")
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
+def train(data: Path | None, resume: Path | None, **options: Any) -> None:
+    """Train on a folder of pictures: DATA/<class>/*, or DATA/{train,val,test}/<class>/*.
+
+    Audits the pictures, fine-tunes, scores on held-out pictures, writes a report.
+    """
+    if (data is None) == (resume is None):
+        raise click.UsageError("Give a folder of pictures, or --resume and a run folder.")
+    from mbconv.training import run
+
+    if resume is not None:
+        _refuse_beside("--resume", "the run's own config decides")
+        done = run.resume(resume)
+    else:
+        assert data is not None
+        out, config, model = options.pop("out"), options.pop("config"), options.pop("model")
+        if config is not None:
+            _refuse_beside("--config", "the config decides", but=("data", "out", "model"))
+        done = run.train(model, data, out or _free_folder(data), config=config, **options)
+    click.echo(f"predict: mbconv predict {done.path} PICTURE...")
+
+
+@main.command(name="eval")
+@click.argument("model")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--split", help="Which split of DATA. [default: test, else val, else all]")
+@click.option("--json", "as_json", is_flag=True, help="The record as JSON.")
+def evaluate(model: str, data: Path, split: str | None, as_json: bool) -> None:
+    """Measure MODEL on labelled pictures: accuracy with its interval, per class, confusion."""
+    from mbconv.measure.accuracy import evaluate
+    from mbconv.report.evaluation import print_evaluation
+
+    record = evaluate(model, data, split=split)
+    if as_json:
+        click.echo(json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        print_evaluation(record)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("paths", nargs=-1, required=True)
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "jsonl", "csv"]), default="table",
+    show_default=True,
+)  # fmt: skip
+def predict(model: str, paths: tuple[str, ...], top: int, form: str) -> None:
+    """Name what is in pictures: files, folders, globs, or - for paths on standard input."""
+    from mbconv.report.predictions import write_predictions
+    from mbconv.runtime.pictures import find_pictures
+    from mbconv.runtime.predictor import Predictor
+    from mbconv.weights.model import load
+
+    pictures = find_pictures(paths, sys.stdin)
+    width = max(len(str(path)) for path in pictures)
+    predictions = Predictor(load(model)).predict(pictures, top_k=top)
+    if write_predictions(predictions, sys.stdout, format=form, top_k=top, width=width):
+        sys.exit(1)
+
+
+@main.group()
+def data() -> None:
+    """Look after folders of pictures."""
+
+
+@data.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--full", is_flag=True, help="Check all files, however many.")
+@click.option("--json", "as_json", is_flag=True, help="The audit as JSON.")
+def check(folder: Path, full: bool, as_json: bool) -> None:
+    """Audit a folder: unreadable files, duplicates, label conflicts, sizes, imbalance."""
+    from mbconv.data.audit import audit
+    from mbconv.data.source import scan
+    from mbconv.report.audit import print_audit
+
+    found = audit(scan(folder, training=False), full=full).to_dict()
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        print_audit(found)
+
+
+@main.group()
+def cache() -> None:
+    """The audit's memory of pictures it has seen."""
+
+
+@cache.command()
+def clear() -> None:
+    """Delete it."""
+    from mbconv.data.cache import cache_dir, clear
+
+    click.echo(f"freed {clear() / 1e6:.1f} MB in {cache_dir()}")
+
+
+def _spec(model: str) -> Any:
+    """The spec of a name, a spec.json, a model file or a run folder; torch only if it must."""
+    from mbconv.arch.spec import Spec
+    from mbconv.arch.zoo import get_spec
+
+    path = Path(model)
+    if path.suffix == ".json" and path.is_file():
+        return Spec.from_json(path.read_text(encoding="utf-8"))
+    if path.exists():
+        from mbconv.weights.model import load
+
+        return load(path).spec
+    return get_spec(model)
+
+
+def _refuse_beside(flag: str, why: str, but: tuple[str, ...] = ()) -> None:
+    """Flags that would be ignored are a mistake to tell."""
+    context = click.get_current_context()
+    for name, value in context.params.items():
+        source = context.get_parameter_source(name)
+        given = source is click.core.ParameterSource.COMMANDLINE and value is not None
+        if given and name not in (flag.strip("-"), *but):
+            raise click.UsageError(f"--{name.replace('_', '-')} has no effect beside {flag}: {why}.")
+
+
+def _free_folder(data: Path) -> Path:
+    """runs/<name of the data>, with a number behind it where that is taken."""
+    name = data.resolve().name
+    numbers = (f"runs/{name}" if n == 1 else f"runs/{name}-{n}" for n in range(1, 10_000))
+    return next(path for path in map(Path, numbers) if not path.exists())

@@ -1,0 +1,86 @@
+"""Training batches: decode, random resized crop, flip; in worker processes, in a fixed order.
+
+Each picture's randomness is seeded by (seed, epoch, picture), so that a batch does not depend on
+the number of workers and a resumed run sees what the uninterrupted one would have seen.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode, v2
+
+from mbconv.data.decode import Unreadable, decode
+from mbconv.data.source import Sample
+
+# Decoding at reduced scale keeps the short side at least this many times the crop's side.
+OVERSAMPLE = 1.25
+
+
+class Draw(NamedTuple):
+    """One picture of one epoch."""
+
+    index: int
+    resolution: int
+    seed: tuple[int, int]  # of the run, and the epoch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """pixels uint8 [N, R, R, 3], labels int64 [N]; and what could not be read, with reasons."""
+
+    pixels: Tensor
+    labels: Tensor
+    failures: tuple[tuple[Path, str], ...]
+
+
+class Pictures(Dataset[tuple[NDArray[np.uint8] | None, int, str]]):
+    """Augmented training pictures, addressed by a Draw."""
+
+    def __init__(self, samples: Sequence[Sample], *, crop_scale: float, flip: bool) -> None:
+        self.samples = samples
+        self.crop_scale = crop_scale
+        self.flip = flip
+
+    def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8] | None, int, str]:
+        sample = self.samples[draw.index]
+        try:
+            image = decode(sample.path, min_side=round(OVERSAMPLE * draw.resolution))
+        except Unreadable as error:
+            return None, draw.index, error.reason
+        augment = v2.Compose([
+            v2.RandomResizedCrop(
+                draw.resolution, (self.crop_scale, 1.0), interpolation=InterpolationMode.BILINEAR
+            ),
+            v2.RandomHorizontalFlip(0.5 if self.flip else 0.0),
+        ])  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash((*draw.seed, draw.index)) & 0x7FFFFFFF)
+            return np.asarray(augment(image)), sample.label, ""
+
+    def collate(self, items: list[tuple[NDArray[np.uint8] | None, int, str]]) -> Batch:
+        good = [(pixels, label) for pixels, label, _ in items if pixels is not None]
+        failures = tuple((self.samples[i].path, why) for p, i, why in items if p is None)
+        pixels = np.stack([p for p, _ in good]) if good else np.zeros((0, 1, 1, 3), np.uint8)
+        labels = torch.tensor([label for _, label in good], dtype=torch.int64)
+        return Batch(torch.from_numpy(pixels), labels, failures)
+
+
+def training_batches(
+    pictures: Pictures, batches: Iterable[Sequence[Draw]], *, workers: int
+) -> Iterator[Batch]:
+    """Yield one Batch for each list of draws, in order, prepared ahead by `workers` processes."""
+    loader: DataLoader[Batch] = DataLoader(
+        pictures,
+        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of index lists serves
+        num_workers=workers,
+        collate_fn=pictures.collate,
+        prefetch_factor=4 if workers else None,
+    )
+    return iter(loader)

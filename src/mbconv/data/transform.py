@@ -1,0 +1,45 @@
+"""Preprocessing carried out: a picture becomes the pixels, a batch of them the input."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from mbconv.preprocessing import Preprocessing
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Resize the short side and crop the centre: RGB picture of any size -> uint8 [R, R, 3].
+
+    One resampling of the crop's part alone. Pillow's filter reads beyond that part, so the
+    pixels are those of torchvision's Resize followed by CenterCrop, also for very long pictures,
+    whose resized form need not fit into memory. Pictures smaller than the crop are enlarged.
+    """
+    side, crop = preprocessing.resize, preprocessing.resolution
+    short = min(image.size)
+    edges: list[tuple[float, float]] = []
+    for length in image.size:
+        resized = side if length == short else int(side * length / short)
+        start = round((resized - crop) / 2)
+        edges.append((start * length / resized, (start + crop) * length / resized))
+    (left, right), (top, bottom) = edges
+    box = (left, top, min(right, image.width), min(bottom, image.height))
+    resized_image = image.resize((crop, crop), _FILTERS[preprocessing.interpolation], box)
+    return np.array(resized_image, dtype=np.uint8)
+
+
+def normalise(batch: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W], channels_last, (pixel / 255 - mean) / std."""
+    scale, shift = _scale_and_shift(preprocessing, batch.device)
+    pixels = batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+    return pixels.mul_(scale).add_(shift)
+
+
+def _scale_and_shift(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
+    std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
+    scale, shift = (1 / (255 * std)).float(), (-mean / std).float()
+    return scale.to(device), shift.to(device)

@@ -1,0 +1,269 @@
+"""The one evaluation loop, so that accuracy has one meaning.
+
+`collect` runs a network over labelled pictures, `summarize` turns logits and targets into
+metrics, `evaluate` does both and returns a Record. Training calls the same functions.
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mbconv.data.source import Dataset, Sample, scan
+from mbconv.errors import UserError
+from mbconv.measure.metrics import (
+    Floats,
+    Ints,
+    balanced_accuracy,
+    calibration,
+    confusion_matrix,
+    expected_calibration_error,
+    hits,
+    per_class,
+    share,
+    softmax,
+)
+from mbconv.nn.model import MBConvNet
+from mbconv.record import Record
+from mbconv.runtime.predictor import Predictor
+from mbconv.weights.model import load
+
+Progress = Callable[[int, int], None]  # pictures done, pictures in all
+MISTAKES = 200  # this many of the most confident ones are kept in a Record
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a network answered: logits [n, classes] and targets [n] of the readable pictures."""
+
+    logits: Floats
+    targets: Ints
+    paths: tuple[Path, ...]  # of the readable ones, in the order of the rows
+    unreadable: tuple[tuple[Path, str], ...] = field(default=())  # path and reason
+
+
+def collect(
+    predictor: Predictor, samples: Sequence[Sample], *, progress: Progress | None = None
+) -> Collected:
+    """Run the network over labelled pictures; the labels are the network's class numbers.
+
+    Unreadable pictures are listed and not counted. Raises UserError where none is readable.
+    """
+    rows: list[Floats] = []
+    kept: list[Sample] = []
+    unreadable: list[tuple[Path, str]] = []
+    outputs = predictor.logits(sample.path for sample in samples)
+    for done, (sample, output) in enumerate(zip(samples, outputs, strict=True), start=1):
+        if output.logits is None:
+            unreadable.append((sample.path, output.error or ""))
+        else:
+            rows.append(output.logits)
+            kept.append(sample)
+        if progress is not None:
+            progress(done, len(samples))
+    if not rows:
+        first = f" The first, {unreadable[0][0]}: {unreadable[0][1]}." if unreadable else ""
+        raise UserError(f"None of the {len(samples)} pictures to evaluate is readable.{first}")
+    targets = np.array([sample.label for sample in kept], dtype=np.int64)
+    return Collected(np.stack(rows), targets, tuple(s.path for s in kept), tuple(unreadable))
+
+
+def summarize(
+    logits: Floats, targets: Ints, labels: Sequence[str], *, classes: Sequence[int] = ()
+) -> dict[str, Any]:
+    """All metrics of one evaluation, as plain data.
+
+    logits [n, len(labels)], targets [n] in 0..len(labels)-1, n above 0. Keys: n, top1, top5
+    (None up to five classes), balanced_accuracy (each {value, low, high}, 95%), ece, per_class
+    (of the classes that occur), labels and confusion (rows true, columns predicted; of the
+    classes that occur, that were answered or that `classes` names), calibration, majority.
+    Raises UserError for logits that are not finite.
+    """
+    logits, targets = np.asarray(logits), np.asarray(targets, dtype=np.int64)
+    broken = int((~np.isfinite(logits).all(axis=1)).sum())
+    if broken:
+        raise UserError(
+            f"The network's answers to {broken} of {len(logits)} pictures are not finite numbers: "
+            "its training diverged or the number format overflows. Use float32, or train again "
+            "with a lower learning rate."
+        )
+    n, predicted = len(targets), logits.argmax(axis=1)
+    confusion = confusion_matrix(targets, predicted, len(labels))
+    shown = sorted({*classes, *targets.tolist(), *predicted.tolist()})
+    right = predicted == targets
+    bins = calibration(softmax(logits).max(axis=1), right)
+    common = int(np.bincount(targets).argmax())
+    return {
+        "n": n,
+        "top1": share(int(right.sum()), n),
+        "top5": share(int(hits(logits, targets, 5).sum()), n) if len(labels) > 5 else None,
+        "balanced_accuracy": balanced_accuracy(confusion),
+        "ece": expected_calibration_error(bins),
+        "per_class": _class_rows(confusion, labels),
+        "labels": [labels[i] for i in shown],
+        "confusion": confusion[np.ix_(shown, shown)].tolist(),
+        "calibration": bins,
+        "majority": {"label": labels[common], "value": float((targets == common).mean())},
+    }
+
+
+def evaluate(
+    model: MBConvNet | Predictor | str | Path,
+    data: str | Path | Dataset | Sequence[Sample],
+    *,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Record:
+    """Measure a network on labelled pictures: a Record named `top1`, a fraction of n.
+
+    `model` is a network, a Predictor (which says batch size, device and number format), a model
+    file, a run folder or a zoo name with weights.
+    `data` is a folder (of class folders, or of splits), a Dataset, or samples. `split` picks
+    one; by default test, else val, else everything. The folder's classes are matched with
+    the network's labels by name and may be some of them; `classes` says, in the order of the
+    data's classes, which label of the network each is, where the names differ. For samples it
+    names the labels' numbers; without it they are the network's class numbers.
+
+    `detail` has what `summarize` returns (but n and top1), and split, data, unreadable
+    [{path, reason}] and mistakes [{path, true, predicted, score}], most confident first, with
+    paths relative to the data's folder. Raises UserError where the classes do not match,
+    the split is missing or no picture is readable.
+    """
+    if isinstance(model, str | Path):
+        model = load(model)
+    predictor = model if isinstance(model, Predictor) else Predictor(model)
+    root: Path | None = None
+    names = classes
+    if isinstance(data, str | Path):
+        data = scan(data, training=False)
+    if isinstance(data, Dataset):
+        root = data.root
+        split, samples = _pick(data, split)
+        if classes is not None and len(classes) != len(data.classes):
+            raise UserError(
+                f"{root} has {len(data.classes)} classes and {len(classes)} names were given for "
+                "them; give one for each, in the order of the folders' names."
+            )
+        names = data.classes if classes is None else classes
+    else:
+        samples = data
+    numbers = range(len(predictor.labels)) if names is None else _numbers(predictor, names)
+    used = sorted({sample.label for sample in samples})
+    if used and not 0 <= used[0] <= used[-1] < len(numbers):
+        raise UserError(
+            f"The samples' labels go from {used[0]} to {used[-1]}; they must lie between 0 and "
+            f"{len(numbers) - 1}, the last class."
+        )
+    mapped = [Sample(sample.path, numbers[sample.label]) for sample in samples]
+    collected = collect(predictor, mapped, progress=progress)
+    return _record(predictor, collected, () if names is None else numbers, root, split)
+
+
+def _record(
+    predictor: Predictor,
+    collected: Collected,
+    classes: Sequence[int],
+    root: Path | None,
+    split: str | None,
+) -> Record:
+    detail = summarize(collected.logits, collected.targets, predictor.labels, classes=classes)
+    n, top1 = detail.pop("n"), detail.pop("top1")
+    detail["split"] = split
+    detail["data"] = None if root is None else str(root)
+    detail["unreadable"] = [
+        {"path": _relative(path, root), "reason": reason} for path, reason in collected.unreadable
+    ]
+    detail["mistakes"] = list(_mistakes(collected, predictor.labels, root))
+    return Record(
+        name="top1",
+        value=top1["value"],
+        n=n,
+        low=top1["low"],
+        high=top1["high"],
+        spec_hash=predictor.model.spec.hash,
+        detail=detail,
+    )
+
+
+def _pick(dataset: Dataset, split: str | None) -> tuple[str, Sequence[Sample]]:
+    """The split to evaluate and its samples; `all` is what a folder without splits has."""
+    wanted = (split,) if split is not None else ("test", "val", "all", "train")
+    for name in wanted:
+        if dataset.splits.get(name):
+            return name, dataset.splits[name]
+    has = ", ".join(name for name, samples in dataset.splits.items() if samples) or "no pictures"
+    raise UserError(f"{dataset.root} has no pictures in the split {split!r}; it has: {has}.")
+
+
+def _numbers(predictor: Predictor, names: Sequence[str]) -> list[int]:
+    """The network's class number for each class of the data, matched by name."""
+    labels = predictor.labels
+    if predictor.model.labels is None and len(names) == len(labels):
+        return list(range(len(names)))  # a network that never learnt names: trust the order
+    counts = Counter(labels)
+    unknown = [name for name in names if name not in counts]
+    if unknown:
+        raise UserError(_mismatch(labels, names, unknown))
+    twice = [name for name in names if counts[name] > 1]
+    if twice:
+        raise UserError(
+            f"The network has more than one class named {twice[0]!r}, so the data's class of that "
+            "name has no single answer; leave it out."
+        )
+    number = {label: i for i, label in enumerate(labels)}
+    return [number[name] for name in names]
+
+
+def _mismatch(labels: Sequence[str], names: Sequence[str], unknown: list[str]) -> str:
+    if len(unknown) == len(names):
+        return (
+            f"The network knows {len(labels)} classes ({_some(labels)}) and none of the data's "
+            f"{len(names)} ({_some(names)}). Evaluate a network trained on these classes "
+            "(mbconv train), or give the class folders the names of the network's labels."
+        )
+    near = difflib.get_close_matches(unknown[0], labels, n=3)
+    hint = f" Did you mean {' or '.join(near)} for {unknown[0]}?" if near else ""
+    return (
+        f"The network does not know {len(unknown)} of the data's {len(names)} classes: "
+        f"{_some(unknown, 5)}.{hint} Rename or leave out their folders."
+    )
+
+
+def _some(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def _class_rows(confusion: Ints, labels: Sequence[str]) -> list[dict[str, Any]]:
+    counts = confusion.sum(axis=1)
+    scores = per_class(confusion)
+    return [
+        {"label": labels[i], "n": int(counts[i]), **{k: float(v[i]) for k, v in scores.items()}}
+        for i in np.flatnonzero(counts).tolist()
+    ]
+
+
+def _mistakes(
+    collected: Collected, labels: Sequence[str], root: Path | None
+) -> Iterator[dict[str, Any]]:
+    predicted = collected.logits.argmax(axis=1)
+    score = softmax(collected.logits).max(axis=1)
+    wrong = np.flatnonzero(predicted != collected.targets)
+    for i in wrong[np.argsort(-score[wrong], kind="stable")][:MISTAKES].tolist():
+        yield {
+            "path": _relative(collected.paths[i], root),
+            "true": labels[int(collected.targets[i])],
+            "predicted": labels[int(predicted[i])],
+            "score": float(score[i]),
+        }
+
+
+def _relative(path: Path, root: Path | None) -> str:
+    """`path` below `root` in posix form, or as it is where it lies elsewhere."""
+    if root is not None and path.is_relative_to(root):
+        return path.relative_to(root).as_posix()
+    return str(path)

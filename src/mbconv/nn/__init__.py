@@ -1,0 +1,16 @@
+"""The networks as torch modules; `build(spec)` makes one."""
+
+from mbconv.nn.block import DropPath, MBConvBlock, ResNetD
+from mbconv.nn.conv import Conv2d, ConvNormAct
+from mbconv.nn.model import Head, MBConvNet, build
+
+__all__ = [
+    "Conv2d",
+    "ConvNormAct",
+    "DropPath",
+    "Head",
+    "MBConvBlock",
+    "MBConvNet",
+    "ResNetD",
+    "build",
+]

@@ -1,0 +1,1 @@
+"""Running a network on pictures: one path for prediction and for evaluation."""

@@ -1,0 +1,71 @@
+"""Fit the classifier on frozen features: a convex problem, solved in about a second."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mbconv.data.source import Sample
+from mbconv.measure.accuracy import Progress, collect
+from mbconv.runtime.predictor import Predictor
+from mbconv.training.recipe import Recipe
+
+
+def fit_head(
+    predictor: Predictor, samples: list[Sample], recipe: Recipe, progress: Progress | None = None
+) -> None:
+    """Set the classifier to the penalised optimum on the features of `samples`, in place.
+
+    `predictor` runs the network; it says resolution, number format and device. The features are
+    standardised for the fit, so that one penalty serves every network.
+    """
+    model = predictor.model
+    features, targets = pooled_features(predictor, samples, progress)
+    mean, std = features.mean(0), features.std(0) + 1e-6
+    weight, bias = solve(
+        (features - mean) / std,
+        targets,
+        model.spec.num_classes,
+        penalty=recipe.head_penalty,
+        smoothing=recipe.label_smoothing,
+    )
+    classifier = model.head.classifier
+    with torch.no_grad():
+        classifier.weight.copy_(weight / std)
+        classifier.bias.copy_(bias - weight @ (mean / std))
+
+
+def pooled_features(
+    predictor: Predictor, samples: list[Sample], progress: Progress | None = None
+) -> tuple[Tensor, Tensor]:
+    """What the classifier sees: features [n, width] and targets [n] of the readable samples."""
+    head = predictor.model.head
+    classifier = head.classifier
+    head.classifier = nn.Identity()  # type: ignore[assignment]
+    try:
+        collected = collect(predictor, samples, progress=progress)
+    finally:
+        head.classifier = classifier
+    return torch.from_numpy(collected.logits), torch.from_numpy(collected.targets)
+
+
+def solve(
+    features: Tensor, targets: Tensor, classes: int, *, penalty: float, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression by L-BFGS: weight [classes, width] and bias [classes].
+
+    Minimises the smoothed cross-entropy of `features` [n, width] plus `penalty` times the
+    squared norm of the weight.
+    """
+    weight = torch.zeros(classes, features.shape[1], requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(features @ weight.T + bias, targets, label_smoothing=smoothing)
+        loss = loss + penalty * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()

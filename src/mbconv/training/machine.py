@@ -1,0 +1,111 @@
+"""What this machine runs fastest: device, threads, memory layout and number format."""
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from mbconv.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """How a run computes. Part of its config, so that equal configs give equal runs."""
+
+    device: str = "cpu"
+    threads: int = 1
+    workers: int = 1  # processes that prepare pictures
+    channels_last: bool = True
+    dtype: str = "float32"  # of the stages that learn, under autocast
+    frozen_dtype: str = "float32"  # of the frozen stages and of evaluation
+    trials: tuple[dict[str, Any], ...] = ()  # what was measured to choose these
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def autocast(self, dtype: str) -> torch.autocast:
+        """Autocast to `dtype` on this device; off for float32."""
+        return torch.autocast(
+            torch.device(self.device).type, DTYPES[dtype], enabled=dtype != "float32"
+        )
+
+
+def find_device(wanted: str = "auto") -> str:
+    """`auto`: CUDA, then MPS, then the CPU. Raises UserError for a device that is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+                 "cpu": True}  # fmt: skip
+    if wanted == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available.get(wanted.split(":")[0], False):
+        there = ", ".join(name for name, here in available.items() if here)
+        raise UserError(f"There is no device {wanted!r} here; available: auto, {there}.")
+    return wanted
+
+
+def plain_machine(device: str) -> Machine:
+    """The device with its usual settings, before anything was measured."""
+    cores = os.cpu_count() or 1
+    workers = 1 if device == "cpu" and cores <= 4 else min(8, cores // 2)
+    return Machine(device=device, threads=torch.get_num_threads(), workers=workers)
+
+
+def measured(machine: Machine, seconds_per_step: Callable[[Machine], float]) -> Machine:
+    """The machine with the fastest of its layouts and formats, all trials written down.
+
+    `seconds_per_step(machine)` runs a few training steps. First the format of the stages that
+    learn is chosen, each format at both layouts, then that of the frozen ones.
+    """
+    dtypes = ["float32", "bfloat16"] if machine.device != "mps" else ["float32"]
+    choices = [replace(machine, dtype=dtype, frozen_dtype=dtype, channels_last=last)
+               for dtype in dtypes for last in (True, False)]  # fmt: skip
+    seconds = {choice: seconds_per_step(choice) for choice in choices}
+    fastest = min(seconds, key=lambda c: seconds[c])
+    for dtype in dtypes:
+        if dtype != fastest.dtype:
+            mixed = replace(fastest, frozen_dtype=dtype)
+            seconds[mixed] = seconds_per_step(mixed)
+    fastest = min(seconds, key=lambda c: seconds[c])
+    trials = tuple(
+        {"dtype": c.dtype, "frozen_dtype": c.frozen_dtype, "channels_last": c.channels_last,
+         "ms_per_step": round(1000 * s, 2)}
+        for c, s in seconds.items()
+    )  # fmt: skip
+    return replace(fastest, trials=trials)
+
+
+def timed(run: Callable[[], object], repeats: int = 2) -> float:
+    """Seconds of one `run()`: the least of `repeats` after one that warms up."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large freed blocks for the next step rather than hand them back.
+
+    By default each large tensor is mapped and unmapped anew and every page faults again, which
+    costs a training step on a CPU between a twentieth and a fifth. Without glibc: no effect.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+        mallopt(m_mmap_threshold, 1 << 30)
+        mallopt(m_trim_threshold, (1 << 31) - 1)

@@ -1,0 +1,76 @@
+"""A whole training run: what `mbconv train` does, from a folder of pictures to a report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mbconv.nn.model import MBConvNet
+from mbconv.record import Record
+from mbconv.training.console import Reporter
+from mbconv.training.session import OnEpoch, Session
+from mbconv.training.setup import Settings
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its best network, and that network's score."""
+
+    path: Path
+    model: MBConvNet
+    record: Record
+
+
+def train(
+    model: MBConvNet | str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    epochs: int | None = None,
+    budget: float | None = None,
+    resolution: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    flip: bool = True,
+    config: str | Path | None = None,
+    on_epoch: OnEpoch | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Fine-tune (or, without pretrained weights, train) `model` on the pictures in `data`.
+
+    `model` is a network or whatever `create_model` takes; `data` a folder of class folders or of
+    splits; `out` the run folder, which must not hold a run yet. What is None is chosen by the
+    recipe: `epochs` by the number of pictures, `resolution` (pixels) by their size. `budget`
+    (seconds) plans both so that the run ends in that time. `device` is auto, cpu, cuda or mps;
+    `flip` mirrors half of the pictures. `config` is an earlier run's config.json, whose recipe,
+    seed and machine are used again instead. `on_epoch(network, metrics)` is called with the
+    averaged network after the head's fit and after each epoch.
+
+    Raises UserError for everything that the user can mend. Ctrl-C leaves a run that `resume`
+    continues.
+    """
+    settings = Settings(
+        epochs=epochs, budget=budget, resolution=resolution, seed=seed, device=device, flip=flip
+    )
+    session = Session(Path(out), Reporter(quiet), on_epoch)
+    with session.interruptible():
+        session.prepare(model, data, settings, config)
+        session.fit_head()
+        return _finish(session)
+
+
+def resume(run: str | Path, *, on_epoch: OnEpoch | None = None, quiet: bool = False) -> Run:
+    """Go on with an interrupted run: the result is that of the uninterrupted one.
+
+    Raises UserError where `run` holds nothing to resume or its pictures have gone.
+    """
+    session = Session(Path(run), Reporter(quiet), on_epoch)
+    with session.interruptible():
+        session.reopen()
+        if session.next_step == 0:
+            session.fit_head()
+        return _finish(session)
+
+
+def _finish(session: Session) -> Run:
+    session.learn()
+    model, record = session.finish()
+    return Run(session.path, model, record)

@@ -1,0 +1,355 @@
+"""One run in its folder, step by step: prepare, fit the head, learn, finish; or reopen."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import from_numpy
+
+from mbconv.arch.spec import Spec
+from mbconv.data.audit import Audit
+from mbconv.data.loader import Pictures
+from mbconv.data.source import Dataset
+from mbconv.errors import UserError
+from mbconv.files import write_json, write_text
+from mbconv.measure.accuracy import collect, evaluate, summarize
+from mbconv.measure.gradcam import explain_mistakes
+from mbconv.nn.model import MBConvNet, build
+from mbconv.preprocessing import Preprocessing
+from mbconv.record import Record, environment, write_records
+from mbconv.report.run import write_report
+from mbconv.runtime.predictor import Predictor
+from mbconv.training import setup
+from mbconv.training.console import Reporter
+from mbconv.training.head import fit_head
+from mbconv.training.loop import EpochStats, Trainer, epochs
+from mbconv.training.machine import DTYPES, Machine, find_device, keep_freed_memory, plain_machine
+from mbconv.training.recipe import Recipe
+from mbconv.training.schedule import Step, learning_rate, total_steps
+from mbconv.training.state import load_state, save_state
+from mbconv.weights import file as model_file
+from mbconv.weights.model import MODEL_FILE, load
+
+CONFIG_FORMAT = 1
+
+# Called after the head's fit and after each epoch with the averaged network and the metrics.
+OnEpoch = Callable[[MBConvNet, dict[str, Any]], None]
+
+
+class Session:
+    """A run in progress. The folder's files are always those of a run that can be resumed."""
+
+    dataset: Dataset
+    config: dict[str, Any]
+    recipe: Recipe
+    trainer: Trainer
+
+    def __init__(self, path: Path, reporter: Reporter, on_epoch: OnEpoch | None = None) -> None:
+        self.path = path
+        self.reporter = reporter
+        self.on_epoch = on_epoch
+        self.started = time.perf_counter()
+        self.next_step = 0
+        self.best = (-1.0, 0.0)  # validation accuracy, minus loss
+
+    # -- start ---------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        model: MBConvNet | str | Path,
+        data: str | Path,
+        settings: setup.Settings,
+        config: str | Path | None,
+    ) -> None:
+        """Audit the data, make the network, choose recipe and machine, write both down."""
+        if (self.path / "config.json").exists():
+            raise UserError(
+                f"{self.path} already holds a run. Go on with it (mbconv train --resume "
+                f"{self.path}) or give another --out."
+            )
+        keep_freed_memory()
+        earlier = read_config(config) if config is not None else None
+        seed = earlier["seed"] if earlier else settings.seed
+        self.dataset, found = setup.open_data(data, seed, self.reporter)
+        network, pretrained = setup.make_model(model, self.dataset.classes)
+        self._announce(network, pretrained, str(model))
+        if earlier:
+            self.recipe = Recipe.from_dict(earlier["recipe"])
+            machine = Machine(**earlier["machine"])
+        else:
+            self.recipe, machine = self._choose(network, found, pretrained, settings)
+        self.config = self._config(network, str(model), seed, machine, settings)
+        write_json(self.path / "config.json", self.config)
+        self._write_data(found.to_dict())
+        self.reporter.say(setup.describe(self.recipe, machine))
+        self._make_trainer(network, machine)
+        self.save()  # from here on the run can be resumed
+
+    def reopen(self) -> None:
+        """Load what `prepare` and the steps so far have written."""
+        self.config = read_config(self.path / "config.json")
+        keep_freed_memory()
+        data = json.loads((self.path / "data.json").read_text(encoding="utf-8"))
+        self.dataset = setup.restored(data)
+        self.recipe = Recipe.from_dict(self.config["recipe"])
+        network = build(Spec.from_dict(self.config["spec"]))
+        network.labels = tuple(data["classes"])
+        network.preprocessing = Preprocessing.from_dict(self.config["preprocessing"])
+        self._make_trainer(network, Machine(**self.config["machine"]))
+        past = load_state(self.path, self.trainer)
+        self.next_step, self.best = past["step"], tuple(past["best"])
+        self.started -= past["seconds"]
+        self._forget_after(self.next_step * self.recipe.epochs // self.trainer.total)
+        self.reporter.say(f"resuming {self.path} at step {self.next_step + 1}")
+
+    def _forget_after(self, epoch: int) -> None:
+        """Drop metrics that were written after the state we go on from."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        # Before the first step the head is fitted again, and its line with it.
+        kept = [s for s in lines if self.next_step and json.loads(s)["epoch"] <= epoch]
+        write_text(path, "".join(line + "\n" for line in kept))
+
+    def _announce(self, network: MBConvNet, pretrained: bool, name: str) -> None:
+        params = sum(p.numel() for p in network.parameters())
+        origin = "pretrained weights" if pretrained else "fresh weights"
+        self.reporter.say(f"model: {network.spec.name}, {params / 1e6:.2f}M parameters, {origin}")
+        if not pretrained:
+            self.reporter.say(
+                f"  {name} has no published weights here, so it learns from nothing: that takes "
+                "far more pictures and time than fine-tuning efficientnet_lite0.",
+                style="yellow",
+            )
+
+    def _choose(
+        self, network: MBConvNet, found: Audit, pretrained: bool, settings: setup.Settings
+    ) -> tuple[Recipe, Machine]:
+        resolution = setup.choose_resolution(network, found, settings.resolution)
+        sizes = {name: len(samples) for name, samples in self.dataset.splits.items()}
+        recipe = setup.choose_recipe(settings, resolution, sizes["train"], pretrained)
+        machine = plain_machine(find_device(settings.device))
+        machine = setup.choose_machine(network, recipe, machine)
+        if settings.budget is not None:
+            left = settings.budget - (time.perf_counter() - self.started)
+            rate = setup.pixel_rate(recipe, machine)
+            recipe = setup.fit_budget(recipe, rate, left, sizes)
+        return recipe, machine
+
+    def _config(
+        self,
+        network: MBConvNet,
+        model: str,
+        seed: int,
+        machine: Machine,
+        settings: setup.Settings,
+    ) -> dict[str, Any]:
+        return {
+            "format": CONFIG_FORMAT,
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "model": model if len(model) < 200 else network.spec.name,
+            "spec_name": network.spec.name,
+            "spec": network.spec.to_dict(),
+            "preprocessing": network.preprocessing.to_dict(),
+            "data": str(self.dataset.root),
+            "seed": seed,
+            "epochs": self.recipe.epochs,
+            "resolution": self.recipe.resolution,
+            "batch_size": self.recipe.batch_size,
+            "budget_seconds": settings.budget,
+            "recipe": self.recipe.to_dict(),
+            "machine": machine.to_dict(),
+            "environment": environment(),
+        }
+
+    def _write_data(self, found: dict[str, Any]) -> None:
+        root, classes = str(self.dataset.root.resolve()), list(self.dataset.classes)
+        splits = setup.listed(self.dataset)
+        write_json(
+            self.path / "data.json",
+            {"root": root, "classes": classes, "splits": splits, "audit": found},
+        )
+
+    def _make_trainer(self, network: MBConvNet, machine: Machine) -> None:
+        total = total_steps(self.recipe, len(self.dataset.splits["train"]))
+        self.trainer = Trainer(network, self.recipe, machine, total)
+
+    # -- learn ---------------------------------------------------------------------------------
+
+    def fit_head(self) -> None:
+        """Fit the classifier on frozen features, if the recipe says so; counts as epoch 0."""
+        if self.recipe.head_resolution is None:
+            return
+        begun = time.perf_counter()
+        network = self.trainer.model
+        predictor = self._predictor(network, self.recipe.head_resolution)
+        samples = list(self.dataset.splits["train"])
+        with self.reporter.bar(len(samples), "features") as bar:
+            fit_head(predictor, samples, self.recipe, bar.update)
+        self.trainer.ema.load_state_dict(network.state_dict())
+        seconds = time.perf_counter() - begun
+        self._log(
+            {"epoch": 0, "phase": "head", "resolution": self.recipe.head_resolution,
+             "img_per_s": len(samples) / seconds}
+        )  # fmt: skip
+
+    def learn(self) -> None:
+        """All epochs that are left; a line of metrics and a state to resume from after each."""
+        pictures = Pictures(
+            self.dataset.splits["train"],
+            crop_scale=self.recipe.crop_scale,
+            flip=self.recipe.flip,
+        )
+        per_epoch = self.trainer.total // self.recipe.epochs
+        with self.reporter.bar(self.trainer.total, "training") as bar:
+
+            def on_step(index: int, stats: EpochStats) -> None:
+                self.next_step = index + 1
+                loss = stats.loss_sum / max(1, stats.pictures)
+                rate = stats.pictures / max(1e-9, stats.seconds)
+                note = f"epoch {index // per_epoch + 1}  loss {loss:.3f}  {rate:.0f} img/s"
+                bar.update(index + 1, self.trainer.total, note)
+
+            seed = self.config["seed"]
+            for step, stats in epochs(
+                self.trainer, pictures, seed, start=self.next_step, on_step=on_step
+            ):
+                self._end_epoch(step, stats)
+
+    def _end_epoch(self, step: Step, stats: EpochStats) -> None:
+        for path, reason in stats.failures:
+            self.reporter.say(f"  left out: {path}: {reason}", style="yellow")
+        rate = learning_rate(
+            step.index, self.trainer.total, self.recipe.learning_rate, self.recipe.warmup
+        )
+        self._log(
+            {"epoch": step.epoch, "phase": "full", "resolution": step.resolution,
+             "train_loss": stats.loss_sum / max(1, stats.pictures), "lr": rate,
+             "img_per_s": stats.pictures / stats.seconds,
+             "data_wait": stats.waited / stats.seconds}
+        )  # fmt: skip
+        self.save()
+
+    def save(self) -> None:
+        """Write the state that `reopen` goes on from."""
+        seconds = time.perf_counter() - self.started
+        save_state(
+            self.path, self.trainer, step=self.next_step, best=self.best, seconds=seconds
+        )
+
+    def _log(self, line: dict[str, Any]) -> None:
+        """Score raw and averaged weights, keep the network if it is the best, write the line."""
+        scores = {"raw": self._score(self.trainer.model, line["resolution"])}
+        head_only = line["phase"] == "head"  # the average is a copy of the raw weights then
+        scores["ema"] = (
+            scores["raw"] if head_only else self._score(self.trainer.ema, line["resolution"])
+        )
+        line = {**line, "seconds": time.perf_counter() - self.started,
+                "val_raw": scores["raw"][0], "val_ema": scores["ema"][0]}  # fmt: skip
+        if scores["ema"] >= self.best:
+            self.best = scores["ema"]
+            self._keep(line)
+        path = self.path / "metrics.jsonl"
+        past = path.read_text(encoding="utf-8") if path.exists() else ""
+        write_text(path, past + json.dumps(line) + "\n")
+        self.reporter.say(_metrics_line(line, self.recipe.epochs))
+        if self.on_epoch is not None:
+            self.on_epoch(self.trainer.ema, line)
+
+    def _score(self, network: MBConvNet, resolution: int) -> tuple[float, float]:
+        """Validation accuracy and minus the loss, so that the larger pair is the better."""
+        collected = collect(
+            self._predictor(network, resolution), self.dataset.splits["val"]
+        )
+        labels = self.dataset.classes
+        accuracy = summarize(collected.logits, collected.targets, labels)["top1"]["value"]
+        loss = F.cross_entropy(from_numpy(collected.logits), from_numpy(collected.targets))
+        return accuracy, -loss.item()
+
+    def _predictor(self, network: MBConvNet, resolution: int) -> Predictor:
+        machine = self.trainer.machine
+        dtype = DTYPES[machine.frozen_dtype]
+        preprocessing = network.preprocessing.at(resolution)
+        return Predictor(network, dtype=dtype, preprocessing=preprocessing)
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        network = self.trainer.ema
+        own = network.preprocessing
+        network.preprocessing = own.at(line["resolution"])
+        provenance = {
+            "trained_on": self.dataset.root.name, "epoch": line["epoch"],
+            "val_top1": line["val_ema"], "recipe": self.recipe.name,
+            "pretrained": self.config["model"],
+        }  # fmt: skip
+        try:
+            model_file.save(network, self.path / MODEL_FILE, provenance)
+        finally:
+            network.preprocessing = own
+
+    # -- end -----------------------------------------------------------------------------------
+
+    def finish(self) -> tuple[MBConvNet, Record]:
+        """Score the best network on the test split (else on val), write records and report."""
+        network = load(self.path)
+        split = "test" if "test" in self.dataset.splits else "val"
+        record = evaluate(network, self.dataset, split=split)
+        explain_mistakes(network, record, self.dataset.root)
+        write_records(self.path / "evaluation.jsonl", [record])
+        write_report(self.path)
+        seconds = time.perf_counter() - self.started
+        self.reporter.say(
+            f"{split} accuracy {100 * record.value:.1f}% "
+            f"[{100 * (record.low or 0):.1f}, {100 * (record.high or 0):.1f}], n = {record.n}; "
+            f"{seconds:.0f} s in all"
+        )
+        self.reporter.say(f"model:  {self.path / MODEL_FILE}")
+        self.reporter.say(f"report: {self.path / 'report.html'}")
+        return network, record
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Ctrl-C saves what there is and says how to go on; nothing half-made stays behind."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if hasattr(self, "trainer"):
+                self.save()
+                self.reporter.say(
+                    f"stopped after step {self.next_step} of {self.trainer.total}. Go on with:\n"
+                    f"  mbconv train --resume {self.path}"
+                )
+            raise
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A run's config.json; UserError where it is missing, broken or of a newer format."""
+    path = Path(path)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        version = config["format"]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: there is no run to take it from.") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is no run's config: {error}.") from error
+    if version > CONFIG_FORMAT:
+        raise UserError(f"{path} was written by a newer mbconv; upgrade with pip.")
+    return dict(config)
+
+
+def _metrics_line(line: dict[str, Any], last: int) -> str:
+    if line["phase"] == "head":
+        what = f"head on frozen features, {line['resolution']} px"
+    else:
+        what = (
+            f"epoch {line['epoch']}/{last}, {line['resolution']} px: loss {line['train_loss']:.3f}"
+            f", waited {100 * line['data_wait']:.0f}% for data"
+        )
+    return (
+        f"{line['seconds']:5.0f} s  {what}, {line['img_per_s']:.0f} img/s; validation "
+        f"{100 * line['val_ema']:.1f}% (raw weights {100 * line['val_raw']:.1f}%)"
+    )

@@ -1,0 +1,160 @@
+"""From the user's words to what a run needs: pictures in splits, a network, a recipe, a machine."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mbconv.data.audit import Audit, audit, drop_unreadable
+from mbconv.data.loader import Batch
+from mbconv.data.source import Dataset, scan, split
+from mbconv.errors import UserError
+from mbconv.nn.model import MBConvNet
+from mbconv.training import recipe as recipes
+from mbconv.training.console import Reporter
+from mbconv.training.loop import Trainer
+from mbconv.training.machine import Machine, measured, timed
+from mbconv.training.recipe import SMALLEST, Recipe
+from mbconv.weights.model import create_model
+from mbconv.weights.pretrained import pretrained_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a user may ask of a run; None leaves the choice to the recipe."""
+
+    epochs: int | None = None
+    budget: float | None = None  # seconds, from the start of the command to its end
+    resolution: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "budget", "resolution"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} is {value}; it must be above zero.")
+        if self.epochs is not None and self.budget is not None:
+            raise UserError("Give either epochs or a budget: each decides how long to train.")
+        if self.resolution is not None and self.resolution < 32:
+            raise UserError(f"resolution is {self.resolution}; it must be at least 32 pixels.")
+
+
+def open_data(folder: str | Path, seed: int, reporter: Reporter) -> tuple[Dataset, Audit]:
+    """Scan, audit, leave out what cannot be read, and make the splits that are missing."""
+    dataset = scan(folder)
+    with reporter.bar(len(dataset), "audit") as bar:
+        found = audit(dataset, progress=bar.update, seed=seed)
+    dataset = split(drop_unreadable(dataset, found), seed=seed, groups=found.groups())
+    found = found.recount(dataset)
+    counts = ", ".join(f"{len(s):,} {name}" for name, s in dataset.splits.items())
+    reporter.say(
+        f"data: {len(dataset.classes)} classes, {counts}; audited {found.checked:,} files in "
+        f"{found.seconds:.1f} s"
+    )
+    for finding in found.findings():
+        reporter.say(f"  audit: {finding}", style="yellow")
+    return dataset, found
+
+
+def make_model(model: "MBConvNet | str | Path", classes: tuple[str, ...]) -> tuple[MBConvNet, bool]:
+    """The network with one output a class, and whether its weights are pretrained."""
+    if isinstance(model, MBConvNet):
+        network, pretrained = model, getattr(model, "provenance", None) is not None
+        if network.labels != classes:
+            network.reset_classifier(len(classes))
+    else:
+        has_weights = str(model) in pretrained_names() or Path(model).suffix != ".json"
+        pretrained = has_weights and (str(model) in pretrained_names() or Path(model).exists())
+        network = create_model(model, pretrained=pretrained, num_classes=len(classes))
+    network.labels = classes
+    return network, pretrained
+
+
+def choose_resolution(network: MBConvNet, found: Audit, wanted: int | None) -> int:
+    """The network's own, or for smaller pictures theirs, to a multiple of 32, at least 96."""
+    if wanted is not None:
+        return wanted
+    native = network.preprocessing.resolution
+    short = min(found.sizes["width"]["median"], found.sizes["height"]["median"])
+    return min(native, max(SMALLEST, -(-short // 32) * 32))
+
+
+def choose_recipe(settings: Settings, resolution: int, pictures: int, pretrained: bool) -> Recipe:
+    make = recipes.finetune if pretrained else recipes.scratch
+    recipe = make(pictures, resolution, epochs=settings.epochs)
+    return replace(recipe, flip=settings.flip, batch_size=min(recipe.batch_size, pictures))
+
+
+def choose_machine(network: MBConvNet, recipe: Recipe, machine: Machine) -> Machine:
+    """Measure training steps on random pictures at the first phase's resolution."""
+    size, side = min(16, recipe.batch_size), recipe.phases[0].resolution
+    pixels = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8)
+    labels = torch.arange(size) % network.spec.num_classes
+    batch = Batch(pixels, labels, ())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def seconds_per_step(candidate: Machine) -> float:
+        trainer = Trainer(network, recipe, candidate, total=1)
+        return timed(lambda: trainer.backward(batch))
+
+    chosen = measured(machine, seconds_per_step)
+    network.load_state_dict(before)  # batch norms that learn have seen noise
+    network.zero_grad(set_to_none=True)
+    return chosen
+
+
+def pixel_rate(recipe: Recipe, machine: Machine) -> float:
+    """Training pixels a second, from the trials of `choose_machine`."""
+    seconds = min(trial["ms_per_step"] for trial in machine.trials) / 1000
+    return min(16, recipe.batch_size) * recipe.phases[0].resolution ** 2 / seconds
+
+
+def fit_budget(recipe: Recipe, rate: float, seconds: float, sizes: dict[str, int]) -> Recipe:
+    """Epochs, and if need be a smaller resolution, so that the run takes `seconds` from here.
+
+    `rate` is training pixels a second, `sizes` the pictures in each split. A fourth of a
+    training step is a forward pass; an eighth of the time is kept in reserve.
+    """
+    at_epoch = sizes["train"] + 0.5 * sizes.get("val", 0)  # raw and averaged weights
+    for side in range(recipe.resolution, min(recipe.resolution, SMALLEST) - 1, -32):
+        once = sizes.get("test", sizes.get("val", 0)) + (sizes["train"] if recipe.head_resolution
+                                                         else 0)  # fmt: skip
+        left = seconds * 7 / 8 - 0.25 * once * side**2 / rate
+        smaller = replace(recipe, phases=recipes.halves(side, recipe.epochs),
+                          head_resolution=recipe.head_resolution and side)  # fmt: skip
+        if side > SMALLEST + 31 and at_epoch * 3 * side**2 / rate > left:
+            continue  # fewer than three epochs: smaller pictures teach more in that time
+        return recipes.plan_epochs(smaller, round(at_epoch), left, rate)
+    return recipes.plan_epochs(recipe, round(at_epoch), seconds, rate)
+
+
+def describe(recipe: Recipe, machine: Machine) -> str:
+    """One line on what will happen."""
+    phases = " then ".join(f"{p.epochs} epochs at {p.resolution} px" for p in recipe.phases)
+    layout = "channels_last" if machine.channels_last else "contiguous"
+    formats = machine.dtype
+    if recipe.frozen_stages and machine.frozen_dtype != machine.dtype:
+        formats += f" ({machine.frozen_dtype} in frozen stages)"
+    return (
+        f"recipe {recipe.name}: {phases}, batch {recipe.batch_size}; {machine.device}, "
+        f"{machine.threads} threads, {layout}, {formats}"
+    )
+
+
+def listed(dataset: Dataset) -> dict[str, list[str]]:
+    """The splits as relative paths."""
+    return {name: [dataset.name(s) for s in samples] for name, samples in dataset.splits.items()}
+
+
+def restored(data: dict[str, Any]) -> Dataset:
+    """The dataset whose splits `listed` wrote down; UserError where a file has gone."""
+    dataset = scan(data["root"])
+    by_name = {dataset.name(sample): sample for sample in dataset}
+    missing = [p for paths in data["splits"].values() for p in paths if p not in by_name]
+    if missing:
+        raise UserError(f"{data['root']} lacks {missing[0]}, which this run uses; put it back.")
+    splits = {name: tuple(by_name[p] for p in paths) for name, paths in data["splits"].items()}
+    return replace(dataset, splits=splits)

@@ -1,0 +1,8 @@
+"""Class names that belong to published weights."""
+
+
+def imagenet_labels() -> tuple[str, ...]:
+    """The 1,000 classes of ImageNet-1k in the order of the logits, as torchvision names them."""
+    from torchvision.models import EfficientNet_B0_Weights  # heavy, so only when asked for
+
+    return tuple(EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"])
