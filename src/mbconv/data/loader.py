@@ -6,6 +6,7 @@ the number of workers and a resumed run sees what the uninterrupted one would ha
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms import InterpolationMode, v2
 
 from mbconv.data.decode import Unreadable, decode
@@ -54,13 +55,9 @@ class Pictures(Dataset[tuple[NDArray[np.uint8] | None, int, str]]):
             image = decode(sample.path, min_side=round(OVERSAMPLE * draw.resolution))
         except Unreadable as error:
             return None, draw.index, error.reason
-        augment = v2.Compose([
-            v2.RandomResizedCrop(
-                draw.resolution, (self.crop_scale, 1.0), interpolation=InterpolationMode.BILINEAR
-            ),
-            v2.RandomHorizontalFlip(0.5 if self.flip else 0.0),
-        ])  # fmt: skip
-        with torch.random.fork_rng(devices=[]):
+        augment = _augmentation(draw.resolution, self.crop_scale, self.flip)
+        # A worker's generator is its own; this process's must stay as it was.
+        with torch.random.fork_rng(devices=[], enabled=get_worker_info() is None):
             torch.manual_seed(hash((*draw.seed, draw.index)) & 0x7FFFFFFF)
             return np.asarray(augment(image)), sample.label, ""
 
@@ -70,6 +67,14 @@ class Pictures(Dataset[tuple[NDArray[np.uint8] | None, int, str]]):
         pixels = np.stack([p for p, _ in good]) if good else np.zeros((0, 1, 1, 3), np.uint8)
         labels = torch.tensor([label for _, label in good], dtype=torch.int64)
         return Batch(torch.from_numpy(pixels), labels, failures)
+
+
+@cache
+def _augmentation(resolution: int, crop_scale: float, flip: bool) -> v2.Compose:
+    crop = v2.RandomResizedCrop(
+        resolution, (crop_scale, 1.0), interpolation=InterpolationMode.BILINEAR
+    )
+    return v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if flip else 0.0)])
 
 
 def training_batches(

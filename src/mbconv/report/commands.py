@@ -31,7 +31,7 @@ def next_commands(run: RunFolder) -> list[Command]:
 
 
 def _resume(run: RunFolder) -> Command:
-    words = ["train", run.root or "DATA", "--out", str(run.path), "--resume"]
+    words = ["train", "--resume", str(run.path)]
     return Command(_line(words), "Go on where this run stopped.")
 
 

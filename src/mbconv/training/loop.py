@@ -39,7 +39,11 @@ class Trainer:
         self.machine = machine
         self.total = total
         freeze(model, recipe.frozen_stages)
-        self.optimizer = torch.optim.AdamW(_groups(model, recipe), lr=recipe.learning_rate)
+        if recipe.drop_path is not None:
+            set_drop_path(model, recipe.drop_path)
+        self.optimizer = torch.optim.AdamW(
+            _groups(model, recipe), lr=recipe.learning_rate, fused=True
+        )
         self.averaged = AveragedModel(
             model,
             multi_avg_fn=_warm_average(recipe.ema_decay),  # type: ignore[no-untyped-call]
@@ -141,6 +145,15 @@ def freeze(model: MBConvNet, stages: int) -> None:
         for part in (model.stem, model.stages[:stages]):
             for parameter in part.parameters():
                 parameter.requires_grad_(False)
+
+
+def set_drop_path(model: MBConvNet, rate: float) -> None:
+    """Give the blocks the rates that a spec with `drop_path=rate` would; the spec stays."""
+    rates = model.spec.replace(drop_path=rate).drop_path_rates()
+    blocks = [block for stage in model.stages for block in stage]
+    for block, own in zip(blocks, rates, strict=True):
+        if block.shortcut is not None:
+            block.drop_path.rate = own
 
 
 def set_training(model: MBConvNet, recipe: Recipe) -> None:

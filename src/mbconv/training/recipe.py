@@ -26,13 +26,14 @@ class Recipe:
     phases: tuple[Phase, ...]
     batch_size: int = 32
     head_resolution: int | None = None  # fit the classifier first, on frozen features; None: do not
-    head_penalty: float = 0.02  # weight of the squared norm of the standardised classifier
+    head_penalty: float = 0.03  # weight of the squared norm of the standardised classifier
     frozen_stages: int = 0  # the stem and so many stages keep their weights
     norms: Literal["frozen", "train"] = "train"  # frozen: statistics stay, scale and shift learn
     learning_rate: float = 1e-3  # of AdamW, at its highest
     warmup: float = 0.1  # share of all steps
     weight_decay: float = 0.01  # of matrices and kernels; norms and biases have none
     label_smoothing: float = 0.1
+    drop_path: float | None = None  # None: what the spec says
     ema_decay: float = 0.98
     crop_scale: float = 0.35  # random resized crop: smallest share of the picture's area
     flip: bool = True  # mirror half of the pictures
@@ -70,19 +71,18 @@ class Recipe:
 def finetune(pictures: int, resolution: int, *, epochs: int | None = None) -> Recipe:
     """Fine-tune pretrained weights on `pictures` training pictures, for use at `resolution`.
 
-    The classifier is first fitted on frozen features; then all but the stem and the first two
+    The classifier is first fitted on frozen features; then all but the stem and the first four
     stages learn. Batch-norm statistics stay those of the pretraining (Kolesnikov et al. 2020,
     arXiv 1912.11370, drop them for the same reason: small batches blur them), which also lets
-    them be folded into the convolutions. The first half runs at 0.7 of the resolution, the
-    second at the resolution itself (Tan and Le 2021, arXiv 2104.00298, learn small pictures
-    first). Without `epochs`: about 450 steps, between 4 and 40 epochs.
+    them be folded into the convolutions. Resolution grows (Tan and Le 2021, arXiv 2104.00298). Without `epochs`: about 450 steps, between 4 and 40 epochs.
     """
     return Recipe(
         name="finetune",
-        phases=halves(resolution, epochs or _default_epochs(pictures, steps=450)),
+        phases=growing(resolution, epochs or _default_epochs(pictures, steps=340)),
         head_resolution=resolution,
-        frozen_stages=2,
+        frozen_stages=4,
         norms="frozen",
+        drop_path=0.0,  # so few epochs need no more noise than the crops bring
     )
 
 
@@ -90,16 +90,19 @@ def scratch(pictures: int, resolution: int, *, epochs: int | None = None) -> Rec
     """Train fresh weights: everything learns, batch norms included. About 6,000 steps by default."""
     return Recipe(
         name="scratch",
-        phases=halves(resolution, epochs or _default_epochs(pictures, steps=6000)),
+        phases=growing(resolution, epochs or _default_epochs(pictures, steps=6000)),
         learning_rate=3e-3,
         weight_decay=0.05,
         ema_decay=0.998,
     )
 
 
-def halves(resolution: int, epochs: int) -> tuple[Phase, ...]:
-    """The first half of the epochs at 0.7 of the resolution, to a multiple of 32, at least 96."""
-    small = max(SMALLEST, round(0.7 * resolution / 32) * 32)
+def growing(resolution: int, epochs: int) -> tuple[Phase, ...]:
+    """The first half of the epochs at 5/7 of the resolution (160 of 224), the rest at all of it.
+
+    The smaller side is a multiple of 32 and at least 96.
+    """
+    small = max(SMALLEST, round(resolution * 5 / 7 / 32) * 32)
     first = epochs // 2
     if first == 0 or small >= resolution:
         return (Phase(resolution, epochs),)
@@ -112,7 +115,7 @@ def plan_epochs(recipe: Recipe, pictures: int, seconds: float, pixel_rate: float
     `pixel_rate` is training pixels a second. Raises UserError where not one epoch fits.
     """
     for epochs in range(200, 0, -1):
-        phases = halves(recipe.resolution, epochs)
+        phases = growing(recipe.resolution, epochs)
         pixels = sum(p.epochs * p.resolution**2 for p in phases) * pictures
         if pixels / pixel_rate <= seconds:
             return replace(recipe, phases=phases)

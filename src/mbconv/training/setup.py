@@ -123,7 +123,7 @@ def fit_budget(recipe: Recipe, rate: float, seconds: float, sizes: dict[str, int
         once = sizes.get("test", sizes.get("val", 0)) + (sizes["train"] if recipe.head_resolution
                                                          else 0)  # fmt: skip
         left = seconds * 7 / 8 - 0.25 * once * side**2 / rate
-        smaller = replace(recipe, phases=recipes.halves(side, recipe.epochs),
+        smaller = replace(recipe, phases=recipes.growing(side, recipe.epochs),
                           head_resolution=recipe.head_resolution and side)  # fmt: skip
         if side > SMALLEST + 31 and at_epoch * 3 * side**2 / rate > left:
             continue  # fewer than three epochs: smaller pictures teach more in that time
