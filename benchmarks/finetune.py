@@ -96,14 +96,12 @@ def run_timm(data: Path, seed: int, clock: Clock, resolution: int, epochs: int) 
     model = timm.create_model("tf_efficientnet_lite0")
     given = pretrained.state_dict().values()  # both list stem, blocks and head in order
     model.load_state_dict(dict(zip(model.state_dict(), given, strict=True)))
-    model.reset_classifier(len(list((data / "train").iterdir())))
+    model.reset_classifier(len(list((data / "train").iterdir())))  # type: ignore[operator]
     model = model.to(memory_format=torch.channels_last)
     of_weights = pretrained.preprocessing
     finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
               v2.Normalize(of_weights.mean, of_weights.std)]  # fmt: skip
-    crop = v2.RandomResizedCrop(
-        resolution, (0.35, 1.0), interpolation=InterpolationMode.BILINEAR
-    )
+    crop = v2.RandomResizedCrop(resolution, (0.35, 1.0), interpolation=InterpolationMode.BILINEAR)
     augment = v2.Compose([crop, v2.RandomHorizontalFlip(), *finish])
     prepare = v2.Compose([
         v2.Resize(round(resolution / 0.875), InterpolationMode.BICUBIC),
@@ -134,7 +132,7 @@ def run_timm(data: Path, seed: int, clock: Clock, resolution: int, epochs: int) 
             logits = model(x.to(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits, y, label_smoothing=0.1)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         since = time.time()
@@ -191,13 +189,21 @@ def summarize(curves: dict[str, list[list[dict[str, Any]]]], out: Path | None) -
         figures["seconds in all"] = [c[-1]["seconds"] for c in runs]
         for label, values in figures.items():
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            records.append(Record(name=f"{name}: {label}", value=statistics.fmean(values),
-                                  spread=spread, n=len(values), detail={"values": values}))  # fmt: skip
-            print(f"{records[-1].name:30} {records[-1].value:9.3f} +- {spread:.3f}")
+            detail = {"values": values}
+            record = Record(
+                name=f"{name}: {label}",
+                value=statistics.fmean(values),
+                spread=spread,
+                n=len(values),
+                detail=detail,
+            )
+            records.append(record)
+            print(f"{record.name:30} {record.value:9.3f} +- {spread:.3f}")
     for goal in GOALS:
         times = {n: statistics.fmean(time_to(c, goal) for c in runs) for n, runs in curves.items()}
         fastest = min(PEERS, key=lambda n: times[n])
-        print(f"to {goal:.0%}: mbconv takes {times['mbconv'] / times[fastest]:.2f} of {fastest}'s time")
+        share = times["mbconv"] / times[fastest]
+        print(f"to {goal:.0%}: mbconv takes {share:.2f} of {fastest}'s time")
     for name in PEERS:
         mean, half = paired(curves["mbconv"], curves[name])
         print(f"final top-1, mbconv minus {name}: {100 * mean:+.2f} +- {100 * half:.2f} points")

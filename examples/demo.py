@@ -4,7 +4,6 @@ that one would type for one's own pictures. Under three minutes on two cores.
 
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -41,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from images import encoded, photo, write_tree
 from PIL import Image
 from rich.console import Console
 
+from images import encoded, photo, write_tree
 from mbconv.data import audit as audit_module
 from mbconv.data import examine as examine_module
 from mbconv.data.audit import Audit, audit, drop_unreadable

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from images import Pixels, encoded, photo, png
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from images import Pixels, encoded, photo, png
 from mbconv.data.decode import Unreadable, decode, decode_with_facts, to_rgb
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")

@@ -4,9 +4,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from images import encoded, photo
 from PIL import Image, ImageEnhance
 
+from images import encoded, photo
 from mbconv.data.decode import decode
 from mbconv.data.fingerprint import LENGTH, make_print, near_groups
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import fake_run, thumbnails
-from html_page import Page
 from skimage.data import astronaut, chelsea, coffee
 
+from fake_run import fake_run, thumbnails
+from html_page import Page
 from mbconv.errors import UserError
 from mbconv.report.run import write_report
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_run import fake_run, thumbnails
-from html_page import Page
 from skimage.data import astronaut, chelsea, coffee
 
+from fake_run import fake_run, thumbnails
+from html_page import Page
 from mbconv.arch.cost import cost
 from mbconv.arch.zoo import get_spec
 from mbconv.record import environment

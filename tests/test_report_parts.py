@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_run import fake_run, metrics
-from html_page import Page
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import steady
 
+from fake_run import fake_run, metrics
+from html_page import Page
 from mbconv.report import figures, words
 from mbconv.report.run import write_report
+from strategies import steady
 
 
 def page(folder: Path, **options: Any) -> Page:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from images import write_tree
 
+from images import write_tree
 from mbconv.data.source import Dataset, Sample, check_trainable, scan, split
 from mbconv.errors import UserError
 

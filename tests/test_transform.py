@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from images import Pixels, photo
 from PIL import Image
 from torchvision.transforms import v2
 
+from images import Pixels, photo
 from mbconv.data.transform import normalise, prepare
 from mbconv.preprocessing import Preprocessing
 

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from golden.make import pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from strategies import specs
 
+from golden.make import pictures
 from mbconv.arch.spec import Block, Spec, Stage
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet, build
 from mbconv.preprocessing import Preprocessing
 from mbconv.weights import file
+from strategies import specs
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = Spec(

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -24,7 +24,7 @@ class Commands(click.Group):
             ctx.exit(130)
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """`90`, `90s`, `5m`, `1.5h`: seconds as a float."""
 
     name = "time"
@@ -136,7 +136,9 @@ def evaluate(model: str, data: Path, split: str | None, as_json: bool) -> None:
     "--format", "form", type=click.Choice(["table", "jsonl", "csv"]), default="table",
     show_default=True,
 )  # fmt: skip
-def predict(model: str, paths: tuple[str, ...], top: int, form: str) -> None:
+def predict(
+    model: str, paths: tuple[str, ...], top: int, form: Literal["table", "jsonl", "csv"]
+) -> None:
     """Name what is in pictures: files, folders, globs, or - for paths on standard input."""
     from mbconv.report.predictions import write_predictions
     from mbconv.runtime.pictures import find_pictures
@@ -207,7 +209,9 @@ def _refuse_beside(flag: str, why: str, but: tuple[str, ...] = ()) -> None:
         source = context.get_parameter_source(name)
         given = source is click.core.ParameterSource.COMMANDLINE and value is not None
         if given and name not in (flag.strip("-"), *but):
-            raise click.UsageError(f"--{name.replace('_', '-')} has no effect beside {flag}: {why}.")
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} has no effect beside {flag}: {why}."
+            )
 
 
 def _free_folder(data: Path) -> Path:

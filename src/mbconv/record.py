@@ -1,4 +1,4 @@
-"""What a figure is: a value with n, interval, origin and the machine it came from; kept as JSONL."""
+"""What a figure is: a value with n, interval, origin and machine; kept as JSON lines."""
 
 import json
 import os

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ OVERSAMPLE = 1.25
 class Draw(NamedTuple):
     """One picture of one epoch."""
 
-    index: int
+    picture: int
     resolution: int
     seed: tuple[int, int]  # of the run, and the epoch
 
@@ -50,15 +50,15 @@ class Pictures(Dataset[tuple[NDArray[np.uint8] | None, int, str]]):
         self.flip = flip
 
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8] | None, int, str]:
-        sample = self.samples[draw.index]
+        sample = self.samples[draw.picture]
         try:
             image = decode(sample.path, min_side=round(OVERSAMPLE * draw.resolution))
         except Unreadable as error:
-            return None, draw.index, error.reason
+            return None, draw.picture, error.reason
         augment = _augmentation(draw.resolution, self.crop_scale, self.flip)
         # A worker's generator is its own; this process's must stay as it was.
         with torch.random.fork_rng(devices=[], enabled=get_worker_info() is None):
-            torch.manual_seed(hash((*draw.seed, draw.index)) & 0x7FFFFFFF)
+            torch.manual_seed(hash((*draw.seed, draw.picture)) & 0x7FFFFFFF)
             return np.asarray(augment(image)), sample.label, ""
 
     def collate(self, items: list[tuple[NDArray[np.uint8] | None, int, str]]) -> Batch:
@@ -81,11 +81,12 @@ def training_batches(
     pictures: Pictures, batches: Iterable[Sequence[Draw]], *, workers: int
 ) -> Iterator[Batch]:
     """Yield one Batch for each list of draws, in order, prepared ahead by `workers` processes."""
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         pictures,
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of index lists serves
         num_workers=workers,
         collate_fn=pictures.collate,
+        generator=torch.Generator(),  # its draw would disturb the global one
         prefetch_factor=4 if workers else None,
     )
     return iter(loader)

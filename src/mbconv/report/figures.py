@@ -143,7 +143,13 @@ def loss_chart(epochs: Sequence[Json]) -> Chart | None:
 
 
 def best_epoch(epochs: Sequence[Json]) -> tuple[int, float] | None:
-    """(index, validation accuracy) of the best epoch, the better of raw and EMA; None: none yet."""
+    """(index, validation accuracy) of the epoch whose network was kept; None: none yet.
+
+    Lines that do not say so are ranked by the better of raw and EMA.
+    """
+    kept = [(index, row["val_ema"]) for index, row in enumerate(epochs) if row.get("kept")]
+    if kept:
+        return kept[-1]
     scores = [
         (value, -index)
         for index, row in enumerate(epochs)

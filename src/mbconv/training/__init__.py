@@ -1,1 +1,1 @@
-"""Training: recipe -> schedule, optimizer, loop, state. `training.run.train` is what the command runs."""
+"""Training: recipe -> schedule, loop, state, session; `training.run` is the door."""

@@ -1,8 +1,8 @@
 """What a run tells its user: a bar on a terminal or in a notebook, plain lines elsewhere."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -21,10 +21,23 @@ class Reporter:
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
         self.live = self.console.is_terminal or self.console.is_jupyter
-        self.started = time.perf_counter()
 
     def say(self, text: str, style: str | None = None) -> None:
         self.console.print(text, style=style, markup=False)
+
+    def metrics(self, line: dict[str, Any], last: int) -> None:
+        """One line on an epoch of `last`, or on the head's fit."""
+        if line["phase"] == "head":
+            what = f"head on frozen features, {line['resolution']} px"
+        else:
+            what = (
+                f"epoch {line['epoch']}/{last}, {line['resolution']} px: loss "
+                f"{line['train_loss']:.3f}, waited {100 * line['data_wait']:.0f}% for data"
+            )
+        self.say(
+            f"{line['seconds']:5.0f} s  {what}, {line['img_per_s']:.0f} img/s; validation "
+            f"{100 * line['val_ema']:.1f}% (raw weights {100 * line['val_raw']:.1f}%)"
+        )
 
     @contextmanager
     def bar(self, total: int, text: str) -> Iterator["Bar"]:

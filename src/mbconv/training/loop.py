@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from mbconv.data.loader import Batch, Pictures, training_batches
 from mbconv.data.transform import normalise
 from mbconv.errors import UserError
+from mbconv.nn.block import MBConvBlock
 from mbconv.nn.model import MBConvNet
 from mbconv.training import schedule
 from mbconv.training.machine import Machine
@@ -46,15 +47,14 @@ class Trainer:
         )
         self.averaged = AveragedModel(
             model,
-            multi_avg_fn=_warm_average(recipe.ema_decay),  # type: ignore[no-untyped-call]
+            multi_avg_fn=_warm_average(recipe.ema_decay),
             use_buffers=True,
         )
 
     @property
     def ema(self) -> MBConvNet:
         """The moving average of the weights."""
-        module: MBConvNet = self.averaged.module
-        return module
+        return cast(MBConvNet, self.averaged.module)
 
     def step(self, batch: Batch, index: int, seed: int) -> float:
         """One optimizer step; returns the loss. Its randomness depends on (seed, index) alone."""
@@ -150,7 +150,7 @@ def freeze(model: MBConvNet, stages: int) -> None:
 def set_drop_path(model: MBConvNet, rate: float) -> None:
     """Give the blocks the rates that a spec with `drop_path=rate` would; the spec stays."""
     rates = model.spec.replace(drop_path=rate).drop_path_rates()
-    blocks = [block for stage in model.stages for block in stage]
+    blocks = (module for module in model.stages.modules() if isinstance(module, MBConvBlock))
     for block, own in zip(blocks, rates, strict=True):
         if block.shortcut is not None:
             block.drop_path.rate = own

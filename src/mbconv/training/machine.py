@@ -4,7 +4,7 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,6 +29,13 @@ class Machine:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Machine":
+        try:
+            return cls(**{**data, "trials": tuple(data.get("trials", ()))})
+        except TypeError as error:
+            raise UserError(f"The config's machine does not fit this version: {error}.") from error
 
     @property
     def memory_format(self) -> torch.memory_format:

@@ -72,22 +72,24 @@ def finetune(pictures: int, resolution: int, *, epochs: int | None = None) -> Re
     """Fine-tune pretrained weights on `pictures` training pictures, for use at `resolution`.
 
     The classifier is first fitted on frozen features; then all but the stem and the first four
-    stages learn. Batch-norm statistics stay those of the pretraining (Kolesnikov et al. 2020,
-    arXiv 1912.11370, drop them for the same reason: small batches blur them), which also lets
-    them be folded into the convolutions. Resolution grows (Tan and Le 2021, arXiv 2104.00298). Without `epochs`: about 450 steps, between 4 and 40 epochs.
+    stages learn. Batch-norm statistics stay those of the pretraining, which small batches would
+    blur, so that they can be folded into the convolutions. Resolution grows (Tan and Le 2021,
+    arXiv 2104.00298). Without `epochs`: about 340 steps, between 4 and 40 epochs.
     """
+    phases = growing(resolution, epochs or _default_epochs(pictures, steps=340))
     return Recipe(
         name="finetune",
-        phases=growing(resolution, epochs or _default_epochs(pictures, steps=340)),
-        head_resolution=resolution,
+        phases=phases,
+        head_resolution=phases[0].resolution,
         frozen_stages=4,
         norms="frozen",
+        learning_rate=4e-4,
         drop_path=0.0,  # so few epochs need no more noise than the crops bring
     )
 
 
 def scratch(pictures: int, resolution: int, *, epochs: int | None = None) -> Recipe:
-    """Train fresh weights: everything learns, batch norms included. About 6,000 steps by default."""
+    """Train fresh weights: everything learns, batch norms included; about 6,000 steps."""
     return Recipe(
         name="scratch",
         phases=growing(resolution, epochs or _default_epochs(pictures, steps=6000)),

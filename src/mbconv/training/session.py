@@ -1,31 +1,29 @@
 """One run in its folder, step by step: prepare, fit the head, learn, finish; or reopen."""
 
-import json
-import sys
+import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
-from torch import from_numpy
+import torch
 
 from mbconv.arch.spec import Spec
 from mbconv.data.audit import Audit
 from mbconv.data.loader import Pictures
 from mbconv.data.source import Dataset
 from mbconv.errors import UserError
-from mbconv.files import write_json, write_text
 from mbconv.measure.accuracy import collect, evaluate, summarize
 from mbconv.measure.gradcam import explain_mistakes
 from mbconv.nn.model import MBConvNet, build
 from mbconv.preprocessing import Preprocessing
-from mbconv.record import Record, environment, write_records
+from mbconv.record import Record, write_records
 from mbconv.report.run import write_report
 from mbconv.runtime.predictor import Predictor
-from mbconv.training import setup
+from mbconv.training import folder, setup
 from mbconv.training.console import Reporter
 from mbconv.training.head import fit_head
 from mbconv.training.loop import EpochStats, Trainer, epochs
@@ -35,8 +33,6 @@ from mbconv.training.schedule import Step, learning_rate, total_steps
 from mbconv.training.state import load_state, save_state
 from mbconv.weights import file as model_file
 from mbconv.weights.model import MODEL_FILE, load
-
-CONFIG_FORMAT = 1
 
 # Called after the head's fit and after each epoch with the averaged network and the metrics.
 OnEpoch = Callable[[MBConvNet, dict[str, Any]], None]
@@ -56,7 +52,9 @@ class Session:
         self.on_epoch = on_epoch
         self.started = time.perf_counter()
         self.next_step = 0
-        self.best = (-1.0, 0.0)  # validation accuracy, minus loss
+        self.stepping = False  # an interrupt waits for the end of the step
+        self.stop_asked = False
+        self.best = 0.0  # validation accuracy
 
     # -- start ---------------------------------------------------------------------------------
 
@@ -74,47 +72,46 @@ class Session:
                 f"{self.path}) or give another --out."
             )
         keep_freed_memory()
-        earlier = read_config(config) if config is not None else None
+        earlier = folder.read_config(config) if config is not None else None
         seed = earlier["seed"] if earlier else settings.seed
         self.dataset, found = setup.open_data(data, seed, self.reporter)
+        torch.manual_seed(seed)  # of fresh weights, if only the classifier's
         network, pretrained = setup.make_model(model, self.dataset.classes)
         self._announce(network, pretrained, str(model))
         if earlier:
             self.recipe = Recipe.from_dict(earlier["recipe"])
-            machine = Machine(**earlier["machine"])
+            machine = Machine.from_dict(earlier["machine"])
         else:
             self.recipe, machine = self._choose(network, found, pretrained, settings)
-        self.config = self._config(network, str(model), seed, machine, settings)
-        write_json(self.path / "config.json", self.config)
-        self._write_data(found.to_dict())
+        self.config = {
+            "model": str(model) if not isinstance(model, MBConvNet) else network.spec.name,
+            "data": str(self.dataset.root),
+            "seed": seed,
+            "budget_seconds": settings.budget,
+        } | folder.describe(network, self.recipe, machine)
+        folder.write_config(self.path, self.config)
+        folder.write_data(self.path, self.dataset, found)
         self.reporter.say(setup.describe(self.recipe, machine))
         self._make_trainer(network, machine)
         self.save()  # from here on the run can be resumed
 
     def reopen(self) -> None:
         """Load what `prepare` and the steps so far have written."""
-        self.config = read_config(self.path / "config.json")
+        self.config = folder.read_config(self.path / "config.json")
         keep_freed_memory()
-        data = json.loads((self.path / "data.json").read_text(encoding="utf-8"))
-        self.dataset = setup.restored(data)
+        self.dataset = folder.read_data(self.path)
         self.recipe = Recipe.from_dict(self.config["recipe"])
         network = build(Spec.from_dict(self.config["spec"]))
-        network.labels = tuple(data["classes"])
+        network.labels = self.dataset.classes
         network.preprocessing = Preprocessing.from_dict(self.config["preprocessing"])
-        self._make_trainer(network, Machine(**self.config["machine"]))
+        self._make_trainer(network, Machine.from_dict(self.config["machine"]))
         past = load_state(self.path, self.trainer)
-        self.next_step, self.best = past["step"], tuple(past["best"])
+        self.next_step, self.best = past["step"], past["best"]
         self.started -= past["seconds"]
-        self._forget_after(self.next_step * self.recipe.epochs // self.trainer.total)
+        # Before the first step the head is fitted again, and its line written again.
+        epochs_done = self.next_step * self.recipe.epochs // self.trainer.total
+        folder.keep_metrics(self.path, through=epochs_done if self.next_step else -1)
         self.reporter.say(f"resuming {self.path} at step {self.next_step + 1}")
-
-    def _forget_after(self, epoch: int) -> None:
-        """Drop metrics that were written after the state we go on from."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        # Before the first step the head is fitted again, and its line with it.
-        kept = [s for s in lines if self.next_step and json.loads(s)["epoch"] <= epoch]
-        write_text(path, "".join(line + "\n" for line in kept))
 
     def _announce(self, network: MBConvNet, pretrained: bool, name: str) -> None:
         params = sum(p.numel() for p in network.parameters())
@@ -141,41 +138,8 @@ class Session:
             recipe = setup.fit_budget(recipe, rate, left, sizes)
         return recipe, machine
 
-    def _config(
-        self,
-        network: MBConvNet,
-        model: str,
-        seed: int,
-        machine: Machine,
-        settings: setup.Settings,
-    ) -> dict[str, Any]:
-        return {
-            "format": CONFIG_FORMAT,
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "model": model if len(model) < 200 else network.spec.name,
-            "spec_name": network.spec.name,
-            "spec": network.spec.to_dict(),
-            "preprocessing": network.preprocessing.to_dict(),
-            "data": str(self.dataset.root),
-            "seed": seed,
-            "epochs": self.recipe.epochs,
-            "resolution": self.recipe.resolution,
-            "batch_size": self.recipe.batch_size,
-            "budget_seconds": settings.budget,
-            "recipe": self.recipe.to_dict(),
-            "machine": machine.to_dict(),
-            "environment": environment(),
-        }
-
-    def _write_data(self, found: dict[str, Any]) -> None:
-        root, classes = str(self.dataset.root.resolve()), list(self.dataset.classes)
-        splits = setup.listed(self.dataset)
-        write_json(
-            self.path / "data.json",
-            {"root": root, "classes": classes, "splits": splits, "audit": found},
-        )
-
     def _make_trainer(self, network: MBConvNet, machine: Machine) -> None:
+        torch.set_num_threads(machine.threads)
         total = total_steps(self.recipe, len(self.dataset.splits["train"]))
         self.trainer = Trainer(network, self.recipe, machine, total)
 
@@ -210,16 +174,24 @@ class Session:
 
             def on_step(index: int, stats: EpochStats) -> None:
                 self.next_step = index + 1
+                if self.stop_asked and (index + 1) % per_epoch:  # else the epoch is scored first
+                    raise KeyboardInterrupt
                 loss = stats.loss_sum / max(1, stats.pictures)
                 rate = stats.pictures / max(1e-9, stats.seconds)
                 note = f"epoch {index // per_epoch + 1}  loss {loss:.3f}  {rate:.0f} img/s"
                 bar.update(index + 1, self.trainer.total, note)
 
             seed = self.config["seed"]
-            for step, stats in epochs(
-                self.trainer, pictures, seed, start=self.next_step, on_step=on_step
-            ):
-                self._end_epoch(step, stats)
+            self.stepping = True
+            try:
+                for step, stats in epochs(
+                    self.trainer, pictures, seed, start=self.next_step, on_step=on_step
+                ):
+                    self._end_epoch(step, stats)
+                    if self.stop_asked:
+                        raise KeyboardInterrupt
+            finally:
+                self.stepping = False
 
     def _end_epoch(self, step: Step, stats: EpochStats) -> None:
         for path, reason in stats.failures:
@@ -238,38 +210,29 @@ class Session:
     def save(self) -> None:
         """Write the state that `reopen` goes on from."""
         seconds = time.perf_counter() - self.started
-        save_state(
-            self.path, self.trainer, step=self.next_step, best=self.best, seconds=seconds
-        )
+        save_state(self.path, self.trainer, step=self.next_step, best=self.best, seconds=seconds)
 
     def _log(self, line: dict[str, Any]) -> None:
-        """Score raw and averaged weights, keep the network if it is the best, write the line."""
-        scores = {"raw": self._score(self.trainer.model, line["resolution"])}
-        head_only = line["phase"] == "head"  # the average is a copy of the raw weights then
-        scores["ema"] = (
-            scores["raw"] if head_only else self._score(self.trainer.ema, line["resolution"])
-        )
+        """Score raw and averaged weights, keep the network unless it is worse, write the line."""
+        raw = averaged = self._score(self.trainer.model, line["resolution"])
+        if line["phase"] != "head":  # after the head's fit the average is a copy
+            averaged = self._score(self.trainer.ema, line["resolution"])
         line = {**line, "seconds": time.perf_counter() - self.started,
-                "val_raw": scores["raw"][0], "val_ema": scores["ema"][0]}  # fmt: skip
-        if scores["ema"] >= self.best:
-            self.best = scores["ema"]
+                "val_raw": raw, "val_ema": averaged}  # fmt: skip
+        line["kept"] = is_kept(averaged, self.best, len(self.dataset.splits["val"]))
+        if line["kept"]:
             self._keep(line)
-        path = self.path / "metrics.jsonl"
-        past = path.read_text(encoding="utf-8") if path.exists() else ""
-        write_text(path, past + json.dumps(line) + "\n")
-        self.reporter.say(_metrics_line(line, self.recipe.epochs))
+        self.best = max(self.best, averaged)
+        folder.add_metrics(self.path, line)
+        self.reporter.metrics(line, self.recipe.epochs)
         if self.on_epoch is not None:
             self.on_epoch(self.trainer.ema, line)
 
-    def _score(self, network: MBConvNet, resolution: int) -> tuple[float, float]:
-        """Validation accuracy and minus the loss, so that the larger pair is the better."""
-        collected = collect(
-            self._predictor(network, resolution), self.dataset.splits["val"]
-        )
-        labels = self.dataset.classes
-        accuracy = summarize(collected.logits, collected.targets, labels)["top1"]["value"]
-        loss = F.cross_entropy(from_numpy(collected.logits), from_numpy(collected.targets))
-        return accuracy, -loss.item()
+    def _score(self, network: MBConvNet, resolution: int) -> float:
+        """Validation accuracy."""
+        collected = collect(self._predictor(network, resolution), self.dataset.splits["val"])
+        detail = summarize(collected.logits, collected.targets, self.dataset.classes)
+        return float(detail["top1"]["value"])
 
     def _predictor(self, network: MBConvNet, resolution: int) -> Predictor:
         machine = self.trainer.machine
@@ -313,9 +276,10 @@ class Session:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Ctrl-C saves what there is and says how to go on; nothing half-made stays behind."""
+        """Ctrl-C saves what there is and says how to go on."""
         try:
-            yield
+            with interrupts_held(self):
+                yield
         except KeyboardInterrupt:
             if hasattr(self, "trainer"):
                 self.save()
@@ -326,30 +290,34 @@ class Session:
             raise
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """A run's config.json; UserError where it is missing, broken or of a newer format."""
-    path = Path(path)
+def is_kept(score: float, best: float, n: int) -> bool:
+    """Whether a newer network with this accuracy on n pictures replaces the one that is kept.
+
+    It does unless it is more than one standard error below the best so far (Breiman et al. 1984
+    choose trees so): with a few hundred pictures the best of several epochs is mostly luck, and
+    the last ones, whose learning rate has come down, are the better bet.
+    """
+    return score >= best - math.sqrt(best * (1 - best) / n)
+
+
+@contextmanager
+def interrupts_held(session: Session) -> Iterator[None]:
+    """While the session steps, Ctrl-C waits for the step's end, so that no step is half done.
+
+    A second one does not wait. Only a program's main thread can ask for this; elsewhere nothing
+    changes.
+    """
+
+    def handle(number: int, frame: object) -> None:
+        if not session.stepping or session.stop_asked:
+            raise KeyboardInterrupt
+        session.stop_asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handle)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        version = config["format"]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: there is no run to take it from.") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is no run's config: {error}.") from error
-    if version > CONFIG_FORMAT:
-        raise UserError(f"{path} was written by a newer mbconv; upgrade with pip.")
-    return dict(config)
-
-
-def _metrics_line(line: dict[str, Any], last: int) -> str:
-    if line["phase"] == "head":
-        what = f"head on frozen features, {line['resolution']} px"
-    else:
-        what = (
-            f"epoch {line['epoch']}/{last}, {line['resolution']} px: loss {line['train_loss']:.3f}"
-            f", waited {100 * line['data_wait']:.0f}% for data"
-        )
-    return (
-        f"{line['seconds']:5.0f} s  {what}, {line['img_per_s']:.0f} img/s; validation "
-        f"{100 * line['val_ema']:.1f}% (raw weights {100 * line['val_raw']:.1f}%)"
-    )
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -108,8 +107,8 @@ def choose_machine(network: MBConvNet, recipe: Recipe, machine: Machine) -> Mach
 
 def pixel_rate(recipe: Recipe, machine: Machine) -> float:
     """Training pixels a second, from the trials of `choose_machine`."""
-    seconds = min(trial["ms_per_step"] for trial in machine.trials) / 1000
-    return min(16, recipe.batch_size) * recipe.phases[0].resolution ** 2 / seconds
+    seconds: float = min(trial["ms_per_step"] for trial in machine.trials) / 1000
+    return float(min(16, recipe.batch_size) * recipe.phases[0].resolution ** 2 / seconds)
 
 
 def fit_budget(recipe: Recipe, rate: float, seconds: float, sizes: dict[str, int]) -> Recipe:
@@ -119,16 +118,19 @@ def fit_budget(recipe: Recipe, rate: float, seconds: float, sizes: dict[str, int
     training step is a forward pass; an eighth of the time is kept in reserve.
     """
     at_epoch = sizes["train"] + 0.5 * sizes.get("val", 0)  # raw and averaged weights
-    for side in range(recipe.resolution, min(recipe.resolution, SMALLEST) - 1, -32):
-        once = sizes.get("test", sizes.get("val", 0)) + (sizes["train"] if recipe.head_resolution
-                                                         else 0)  # fmt: skip
-        left = seconds * 7 / 8 - 0.25 * once * side**2 / rate
-        smaller = replace(recipe, phases=recipes.growing(side, recipe.epochs),
-                          head_resolution=recipe.head_resolution and side)  # fmt: skip
-        if side > SMALLEST + 31 and at_epoch * 3 * side**2 / rate > left:
-            continue  # fewer than three epochs: smaller pictures teach more in that time
-        return recipes.plan_epochs(smaller, round(at_epoch), left, rate)
-    return recipes.plan_epochs(recipe, round(at_epoch), seconds, rate)
+    once = sizes.get("test", sizes.get("val", 0))
+    once += sizes["train"] if recipe.head_resolution else 0
+
+    def left(side: int) -> float:
+        return seconds * 7 / 8 - 0.25 * once * side**2 / rate
+
+    sides = list(range(recipe.resolution, SMALLEST - 1, -32)) or [recipe.resolution]
+    enough = (side for side in sides if 3 * at_epoch * side**2 / rate <= left(side))
+    side = next(enough, sides[-1])  # with fewer than three epochs, smaller pictures teach more
+    phases = recipes.growing(side, recipe.epochs)
+    head = recipe.head_resolution and phases[0].resolution
+    smaller = replace(recipe, phases=phases, head_resolution=head)
+    return recipes.plan_epochs(smaller, round(at_epoch), left(side), rate)
 
 
 def describe(recipe: Recipe, machine: Machine) -> str:
@@ -142,19 +144,3 @@ def describe(recipe: Recipe, machine: Machine) -> str:
         f"recipe {recipe.name}: {phases}, batch {recipe.batch_size}; {machine.device}, "
         f"{machine.threads} threads, {layout}, {formats}"
     )
-
-
-def listed(dataset: Dataset) -> dict[str, list[str]]:
-    """The splits as relative paths."""
-    return {name: [dataset.name(s) for s in samples] for name, samples in dataset.splits.items()}
-
-
-def restored(data: dict[str, Any]) -> Dataset:
-    """The dataset whose splits `listed` wrote down; UserError where a file has gone."""
-    dataset = scan(data["root"])
-    by_name = {dataset.name(sample): sample for sample in dataset}
-    missing = [p for paths in data["splits"].values() for p in paths if p not in by_name]
-    if missing:
-        raise UserError(f"{data['root']} lacks {missing[0]}, which this run uses; put it back.")
-    splits = {name: tuple(by_name[p] for p in paths) for name, paths in data["splits"].items()}
-    return replace(dataset, splits=splits)

@@ -13,8 +13,8 @@ from mbconv.training.loop import Trainer
 def save_state(run: Path, trainer: Trainer, *, step: int, best: float, seconds: float) -> None:
     """Write `last/state.pt`: weights, moving average, optimizer and how far the run is.
 
-    `step` is the next step's number, `best` the best validation score so far (or -1), `seconds`
-    the time spent. The weights are before the next step; no random state is needed, since each
+    `step` is the next step's number, `best` the best validation accuracy so far, `seconds` the
+    time spent. The weights are before the next step; no random state is needed, since each
     step seeds itself.
     """
     state = {

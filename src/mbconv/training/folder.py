@@ -1,0 +1,97 @@
+"""The files of a run folder, read and written; each whole or not at all."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mbconv.data.audit import Audit
+from mbconv.data.source import Dataset, scan
+from mbconv.errors import UserError
+from mbconv.files import write_json, write_text
+from mbconv.nn.model import MBConvNet
+from mbconv.record import environment
+from mbconv.training.machine import Machine
+from mbconv.training.recipe import Recipe
+
+FORMAT = 1
+
+
+def describe(network: MBConvNet, recipe: Recipe, machine: Machine) -> dict[str, Any]:
+    """What a run's config says of network, recipe and machine."""
+    return {
+        "spec_name": network.spec.name,
+        "spec": network.spec.to_dict(),
+        "preprocessing": network.preprocessing.to_dict(),
+        "epochs": recipe.epochs,
+        "resolution": recipe.resolution,
+        "batch_size": recipe.batch_size,
+        "recipe": recipe.to_dict(),
+        "machine": machine.to_dict(),
+    }
+
+
+def write_config(run: Path, config: dict[str, Any]) -> None:
+    """`config.json`: everything that decides the run, and what it was made with."""
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    made_with = {"format": FORMAT, "command": command, "environment": environment()}
+    write_json(run / "config.json", made_with | config)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A run's config.json; UserError where it is missing, broken or of a newer format."""
+    path = Path(path)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        version = config["format"]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: there is no run to take it from.") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is no run's config: {error}.") from error
+    if version > FORMAT:
+        raise UserError(f"{path} was written by a newer mbconv; upgrade with pip.")
+    return dict(config)
+
+
+def write_data(run: Path, dataset: Dataset, found: Audit) -> None:
+    """`data.json`: the classes, the splits as paths relative to the root, the audit."""
+    splits = {
+        name: [dataset.name(sample) for sample in samples]
+        for name, samples in dataset.splits.items()
+    }
+    content = {"root": str(dataset.root.resolve()), "classes": list(dataset.classes),
+               "splits": splits, "audit": found.to_dict()}  # fmt: skip
+    write_json(run / "data.json", content)
+
+
+def read_data(run: Path) -> Dataset:
+    """The dataset with the splits of `data.json`; UserError where the file or a picture is gone."""
+    path = run / "data.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        root, splits = Path(data["root"]), dict(data["splits"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is missing or broken ({error}); start the run anew.") from error
+    dataset = scan(root)
+    by_name = {dataset.name(sample): sample for sample in dataset}
+    gone = [name for names in splits.values() for name in names if name not in by_name]
+    if gone:
+        raise UserError(f"{root} lacks {gone[0]}, which this run uses; put it back.")
+    chosen = {split: tuple(by_name[name] for name in names) for split, names in splits.items()}
+    return replace(dataset, splits=chosen)
+
+
+def add_metrics(run: Path, line: dict[str, Any]) -> None:
+    """Append a line to `metrics.jsonl`."""
+    path = run / "metrics.jsonl"
+    past = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_text(path, past + json.dumps(line) + "\n")
+
+
+def keep_metrics(run: Path, *, through: int) -> None:
+    """Drop the lines of epochs after `through`, written after the state a run goes on from."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if json.loads(line)["epoch"] <= through]
+    write_text(path, "".join(line + "\n" for line in kept))

@@ -1,0 +1,113 @@
+"""The command line as a user meets it: what it prints, and how it ends."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import mbconv
+from mbconv.cli import main
+from small import SMALL, write_classes, write_model
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_classes(tmp_path / "data")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    network = mbconv.build(SMALL.replace(num_classes=3))
+    network.labels = ("class0", "class1", "class2")
+    mbconv.save(network, tmp_path / "m.safetensors")
+    return tmp_path / "m.safetensors"
+
+
+def test_info() -> None:
+    figures = json.loads(run("info", "efficientnet_b0", "--json").output)
+    assert figures["params"] == 5_288_548
+    assert figures["resolution"] == 224
+    assert (figures["blocks"], figures["skippable"]) == (16, 9)
+    assert "5,288,548" in run("info", "efficientnet_b0").output
+    small = json.loads(run("info", "efficientnet_b0", "--json", "--resolution", 112).output)
+    assert small["macs"] < 0.3 * figures["macs"]
+    skips = json.loads(run("info", "--skips", "--json").output)
+    assert [row["skippable"] for row in skips] == [9, 16, 16, 19, 25, 32, 38, 48]
+    assert "efficientnet_lite4" in run("info").output.split()
+
+
+def test_info_of_files(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "spec.json").write_text(SMALL.to_json())
+    for path in (tmp_path / "spec.json", model):
+        assert json.loads(run("info", path, "--json").output)["blocks"] == 4
+
+
+def test_train_eval_predict(data: Path, tmp_path: Path) -> None:
+    start = write_model(tmp_path / "start.safetensors")
+    out = tmp_path / "run"
+    done = run("train", data, "--model", start, "--out", out, "--epochs", 1, "--resolution", 32)
+    assert done.exit_code == 0, done.output
+    assert "test accuracy" in done.output
+    assert f"mbconv predict {out}" in done.output
+    record = json.loads(run("eval", out, data, "--split", "all", "--json").output)
+    assert record["n"] == 36
+    assert record["low"] <= record["value"] <= record["high"]
+    good, broken = data / "class0/0.png", tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    mixed = run("predict", out, good, broken, "--format", "jsonl")
+    assert mixed.exit_code == 1
+    first, second = (json.loads(line) for line in mixed.output.splitlines())
+    assert first["source"] == str(good)
+    assert second["error"]
+    again = run("train", data, "--out", out)
+    assert again.exit_code == 2
+    assert "already holds a run" in again.output
+    assert run("train", "--resume", out).exit_code == 0  # a finished run finishes again
+
+
+def test_data_check_and_cache(data: Path) -> None:
+    (data / "class0/broken.png").write_bytes(b"no picture")
+    found = json.loads(run("data", "check", data, "--json").output)
+    assert [item["path"] for item in found["unreadable"]] == ["class0/broken.png"]
+    assert "class0/broken.png" in run("data", "check", data).output
+    assert run("cache", "clear").output.startswith("freed ")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("info", "efficientnet_bo"), "nearest names: efficientnet_b"),
+        (("info", "efficientnet_b0", "--resolution", "0"), "0 is not in the range"),
+        (("train",), "Give a folder of pictures"),
+        (("train", "/nowhere"), "does not exist"),
+        (("train", "/nowhere", "--budget", "soon"), "no time"),
+        (("train", "/nowhere", "--epochs", "-1"), "-1 is not in the range"),
+        (("train", "--resume", "/nowhere"), "no run to take it from"),
+        (("train", "--resume", "/nowhere", "--epochs", "3"), "no effect beside --resume"),
+        (("train", "/x", "--config", "/y", "--seed", "3"), "no effect beside --config"),
+        (("eval", "efficientnet_b0", "/nowhere"), "without weights"),
+        (("predict", "no_such_net", __file__), "no_such_net"),
+        (("predict", "efficientnet_lite0"), "Missing argument"),
+        (("data", "check", "/nowhere"), "does not exist"),
+    ],
+)
+def test_a_mistake_gets_a_sentence_and_exit_code_2(args: tuple[str, ...], words: str) -> None:
+    done = run(*args)
+    assert done.exit_code == 2
+    assert words in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_file_that_is_no_model(tmp_path: Path, data: Path) -> None:
+    wrong = tmp_path / "model.safetensors"
+    wrong.write_text("hello")
+    for args in (("eval", wrong, data), ("predict", wrong, data), ("info", wrong)):
+        done = run(*args)
+        assert done.exit_code == 2, done.output
+        assert done.output.startswith("error: ")
+        assert done.output.count("\n") == 1

@@ -1,0 +1,289 @@
+"""Training runs from end to end on a small network: equal, resumable, nothing half-written."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mbconv
+from mbconv.data.loader import Batch
+from mbconv.errors import UserError
+from mbconv.nn.block import DropPath
+from mbconv.training import loop, session
+from mbconv.training.loop import Trainer
+from mbconv.training.machine import Machine
+from mbconv.training.recipe import Phase, Recipe
+from mbconv.weights.file import tensor_hash
+from small import SMALL, write_classes, write_model
+
+PLAIN = Machine(threads=1, workers=0)
+
+
+def no_trials(*_: Any) -> Machine:
+    return PLAIN
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks learn fastest on one thread and without a measurement before."""
+    monkeypatch.setattr("mbconv.training.setup.choose_machine", no_trials)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_classes(tmp_path / "data")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "small.safetensors")
+
+
+def weights(run: Path) -> str:
+    return tensor_hash(mbconv.load(run).state_dict())
+
+
+def test_a_run_leaves_what_it_promises(data: Path, model: Path, tmp_path: Path) -> None:
+    seen = []
+    run = mbconv.train(
+        model,
+        data,
+        tmp_path / "run",
+        epochs=3,
+        resolution=32,
+        on_epoch=lambda network, line: seen.append(line["epoch"]),
+        quiet=True,
+    )
+    assert seen == [0, 1, 2, 3]
+    assert {p.name for p in run.path.iterdir()} == {
+        "config.json", "data.json", "metrics.jsonl", "evaluation.jsonl", "model.safetensors",
+        "last", "report.html",
+    }  # fmt: skip
+    lines = [json.loads(s) for s in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == seen
+    assert [line["phase"] for line in lines] == ["head", "full", "full", "full"]
+    splits = json.loads((run.path / "data.json").read_text())["splits"]
+    assert {name: len(paths) for name, paths in splits.items()} == {
+        "train": 30, "val": 3, "test": 3,
+    }  # fmt: skip
+    assert not set(splits["train"]) & {*splits["val"], *splits["test"]}
+    assert run.record.detail["split"] == "test"
+    loaded = mbconv.load(run.path)
+    assert loaded.labels == ("class0", "class1", "class2")
+    assert loaded.preprocessing.resolution == 32
+    best = max(line["val_ema"] for line in lines)
+    kept = lines[loaded.provenance["epoch"]]
+    assert loaded.provenance["val_top1"] == kept["val_ema"]
+    assert session.is_kept(kept["val_ema"], best, n=3)
+    assert mbconv.evaluate(run.path, data, split="all").value > 0.9  # a colour a class is learnt
+
+
+def test_equal_configs_give_equal_runs(data: Path, model: Path, tmp_path: Path) -> None:
+    mbconv.train(model, data, tmp_path / "a", epochs=2, resolution=32, seed=3, quiet=True)
+    config = tmp_path / "a/config.json"
+    mbconv.train(model, data, tmp_path / "b", config=config, quiet=True)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    first, second = (json.loads((tmp_path / r / "config.json").read_text()) for r in "ab")
+    assert first["recipe"] == second["recipe"]
+    assert first["machine"] == second["machine"]
+    mbconv.train(model, data, tmp_path / "c", epochs=2, resolution=32, seed=4, quiet=True)
+    assert weights(tmp_path / "a") != weights(tmp_path / "c")
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 4])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    recipe = Recipe(name="t", phases=(Phase(32, 3),), batch_size=12, learning_rate=0.01)
+    monkeypatch.setattr("mbconv.training.setup.choose_recipe", lambda *_: recipe)
+    whole = mbconv.train(model, data, tmp_path / "whole", quiet=True)
+    step = Trainer.step
+
+    def interrupted(self: Trainer, batch: Batch, index: int, seed: int) -> float:
+        if index == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, index, seed)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mbconv.train(model, data, tmp_path / "cut", quiet=True)
+    state = torch.load(tmp_path / "cut/last/state.pt", weights_only=True)
+    assert state["step"] == stop_at + 1  # the step that was running was finished
+    monkeypatch.setattr(Trainer, "step", step)
+    resumed = mbconv.resume(tmp_path / "cut", quiet=True)
+    assert weights(whole.path) == weights(resumed.path)
+    lines = (resumed.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+    assert resumed.record.value == whole.record.value
+
+
+def test_a_newer_network_is_kept_unless_it_is_clearly_worse() -> None:
+    assert session.is_kept(0.5, 0.0, n=300)
+    assert session.is_kept(0.9, 0.9, n=300)
+    assert session.is_kept(0.885, 0.9, n=300)  # the standard error is 0.0173
+    assert not session.is_kept(0.88, 0.9, n=300)
+    assert session.is_kept(0.88, 0.9, n=100)
+
+
+def test_frozen_parts_stay_and_the_rest_learns() -> None:
+    torch.manual_seed(0)
+    network = mbconv.build(SMALL)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    recipe = Recipe(name="t", phases=(Phase(32, 1),), frozen_stages=1, norms="frozen")
+    trainer = Trainer(network, recipe, PLAIN, total=2)
+    batch = random_batch()
+    for index in range(2):
+        trainer.step(batch, index, seed=0)
+    for name, value in network.state_dict().items():
+        frozen = name.startswith(("stem.", "stages.0.")) or "running" in name
+        if frozen or name.endswith("num_batches_tracked"):
+            assert torch.equal(value, before[name]), name
+        else:
+            assert not torch.equal(value, before[name]), name
+
+
+def test_the_frozen_part_does_not_change_the_loss() -> None:
+    """Running the frozen stages apart is the same function as running the network whole."""
+    torch.manual_seed(0)
+    network = mbconv.build(SMALL.replace(dropout=0.0)).eval()
+    recipe = Recipe(name="t", phases=(Phase(32, 1),), frozen_stages=2, norms="frozen", drop_path=0)
+    batch = random_batch()
+    loss = Trainer(network, recipe, PLAIN, total=1).backward(batch)
+    x = mbconv.data.transform.normalise(batch.pixels, network.preprocessing)
+    logits = network.eval()(x)
+    whole = torch.nn.functional.cross_entropy(logits, batch.labels, label_smoothing=0.1)
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_decay_spares_norms_and_biases() -> None:
+    network = mbconv.build(SMALL)
+    recipe = Recipe(name="t", phases=(Phase(32, 1),), weight_decay=0.3)
+    optimizer = Trainer(network, recipe, PLAIN, total=1).optimizer
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups
+             for p in group["params"]}  # fmt: skip
+    for name, parameter in network.named_parameters():
+        spared = ".norm." in name or name.endswith("bias")
+        assert decay[id(parameter)] == (0.0 if spared else 0.3), name
+
+
+def test_the_moving_average_follows_its_formula() -> None:
+    torch.manual_seed(0)
+    network = mbconv.build(SMALL)
+    recipe = Recipe(name="t", phases=(Phase(32, 1),), ema_decay=0.3)
+    trainer = Trainer(network, recipe, PLAIN, total=4)
+    mean = {name: value.clone().double() for name, value in network.state_dict().items()}
+    for index in range(4):
+        trainer.step(random_batch(), index, seed=0)
+        decay = 0.0 if index == 0 else min(0.3, (1 + index) / (10 + index))
+        for name, value in network.state_dict().items():
+            mean[name] = decay * mean[name] + (1 - decay) * value.double()
+    for name, value in trainer.ema.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value.double(), mean[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_recipe_decides_the_drop_path() -> None:
+    network = mbconv.build(SMALL)
+    recipe = Recipe(name="t", phases=(Phase(32, 1),), drop_path=0.4)
+    loop.Trainer(network, recipe, PLAIN, total=1)
+    rates = [m.rate for m in network.modules() if isinstance(m, DropPath)]
+    expected = SMALL.replace(drop_path=0.4).drop_path_rates()
+    assert rates == [expected[0], expected[3]]  # the blocks with a shortcut
+    assert network.spec == SMALL
+
+
+def test_a_picture_that_breaks_after_the_audit_is_left_out_and_named(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    fit = session.Session.fit_head
+
+    def then_break(self: session.Session) -> None:
+        fit(self)
+        self.dataset.splits["train"][0].path.write_bytes(b"gone")
+
+    monkeypatch.setattr(session.Session, "fit_head", then_break)
+    mbconv.train(model, data, tmp_path / "run", epochs=1, resolution=32)
+    out = capsys.readouterr().out
+    assert "left out: " in out
+    assert "class0" in out
+
+
+def test_unreadable_files_stop_nothing(data: Path, model: Path, tmp_path: Path) -> None:
+    (data / "class0" / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    run = mbconv.train(model, data, tmp_path / "run", epochs=1, resolution=32, quiet=True)
+    saved = json.loads((run.path / "data.json").read_text())
+    assert [item["path"] for item in saved["audit"]["unreadable"]] == ["class0/broken.jpg"]
+    assert not any("class0/broken.jpg" in paths for paths in saved["splits"].values())
+
+
+def test_mistakes_get_a_sentence_and_leave_nothing(data: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for wishes, words in (
+        ({"epochs": 1, "budget": 60.0}, "either epochs or a budget"),
+        ({"epochs": 0}, "above zero"),
+        ({"resolution": 8}, "at least 32"),
+        ({"device": "tpu"}, "no device 'tpu'"),
+        ({"config": tmp_path / "none.json"}, "does not exist"),
+    ):
+        with pytest.raises(UserError, match=words):
+            mbconv.train(model, data, out, quiet=True, **wishes)
+        assert not out.exists(), words
+    mbconv.train(model, data, out, epochs=1, resolution=32, quiet=True)
+    with pytest.raises(UserError, match="already holds a run"):
+        mbconv.train(model, data, out, quiet=True)
+    (out / "last/state.pt").write_bytes(b"broken")
+    with pytest.raises(UserError, match="broken or belongs to another"):
+        mbconv.resume(out, quiet=True)
+    with pytest.raises(UserError, match="no run to take it from"):
+        mbconv.resume(tmp_path / "nowhere", quiet=True)
+
+
+def test_fresh_weights_say_so(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(SMALL.to_json())
+    run = mbconv.train(spec, data, tmp_path / "run", epochs=1, resolution=32)
+    assert "learns from nothing" in capsys.readouterr().out
+    config = json.loads((run.path / "config.json").read_text())
+    assert config["recipe"]["name"] == "scratch"
+    assert config["recipe"]["norms"] == "train"
+
+
+def test_a_diverging_run_stops_with_a_sentence() -> None:
+    network = mbconv.build(SMALL)
+    with torch.no_grad():
+        network.head.classifier.bias.fill_(float("inf"))
+    trainer = Trainer(network, Recipe(name="t", phases=(Phase(32, 1),)), PLAIN, total=1)
+    with pytest.raises(UserError, match="no longer a finite number at step 1"):
+        trainer.step(random_batch(), 0, seed=0)
+
+
+def random_batch() -> Batch:
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
+    return Batch(pixels, torch.arange(8) % 4, ())
+
+
+@pytest.mark.data
+def test_hostile_pictures_among_good_ones(data: Path, model: Path, data_root: Path,
+                                          tmp_path: Path) -> None:  # fmt: skip
+    """Readable ones are used, the others named, and upright ones are upright."""
+    for path in (data_root / "hostile").iterdir():
+        if path.suffix != ".csv":
+            (data / "class1" / path.name).symlink_to(path)
+    run = mbconv.train(model, data, tmp_path / "run", epochs=1, resolution=32, quiet=True)
+    saved = json.loads((run.path / "data.json").read_text())["audit"]
+    assert sorted(Path(item["path"]).name for item in saved["unreadable"]) == [
+        "65536-uint32-limit.png", "corrupt-header.jpg", "giant-image.jpg", "truncated.jpg",
+        "truncated.png",
+    ]  # fmt: skip
+    assert saved["exif_rotated"] == 3
+    assert Image.open(data / "class1" / "Landscape_6.jpg").size == (450, 600)  # as it is stored
