@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import mbconv
+from mbconv.data.decode import decode
 from mbconv.data.loader import Batch
 from mbconv.errors import UserError
 from mbconv.nn.block import DropPath
@@ -245,6 +246,24 @@ def test_mistakes_get_a_sentence_and_leave_nothing(data: Path, model: Path, tmp_
         mbconv.resume(tmp_path / "nowhere", quiet=True)
 
 
+def test_a_run_ends_before_its_budget_does(
+    data: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An epoch that turns out longer than planned is not followed by one that would not fit."""
+    recipe = Recipe(name="t", phases=(Phase(32, 30),), batch_size=12)
+    monkeypatch.setattr("mbconv.training.setup.fit_budget", lambda *_: recipe)
+    monkeypatch.setattr("mbconv.training.setup.pixel_rate", lambda *_: 1.0)
+    monkeypatch.setattr(session, "FINISH", 59.0)
+    run = mbconv.train(model, data, tmp_path / "run", budget=60.0, device="cpu")
+    assert "stopping here" in capsys.readouterr().out
+    assert len((run.path / "metrics.jsonl").read_text().splitlines()) < 30
+    assert (run.path / "report.html").exists()
+
+
 def test_fresh_weights_say_so(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,4 +305,6 @@ def test_hostile_pictures_among_good_ones(data: Path, model: Path, data_root: Pa
         "truncated.png",
     ]  # fmt: skip
     assert saved["exif_rotated"] == 3
-    assert Image.open(data / "class1" / "Landscape_6.jpg").size == (450, 600)  # as it is stored
+    with Image.open(data / "class1" / "Landscape_6.jpg") as stored:
+        assert stored.size == (450, 600)
+    assert decode(data / "class1" / "Landscape_6.jpg").size == (600, 450)

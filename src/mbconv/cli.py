@@ -45,10 +45,6 @@ def main() -> None:
 
     MODEL is a network's name (mbconv info lists them), a spec.json, a model file or a run folder.
     """
-    import os
-
-    # Loader processes and torch's threads share the cores: threads that wait should not spin.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @main.command()

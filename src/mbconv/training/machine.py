@@ -63,7 +63,7 @@ def find_device(wanted: str = "auto") -> str:
 def plain_machine(device: str) -> Machine:
     """The device with its usual settings, before anything was measured."""
     cores = os.cpu_count() or 1
-    workers = 1 if device == "cpu" and cores <= 4 else min(8, cores // 2)
+    workers = min(8, max(2, cores // 2))  # they give way to the step, so two on two cores too
     return Machine(device=device, threads=torch.get_num_threads(), workers=workers)
 
 

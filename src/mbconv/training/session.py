@@ -37,6 +37,8 @@ from mbconv.weights.model import MODEL_FILE, load
 # Called after the head's fit and after each epoch with the averaged network and the metrics.
 OnEpoch = Callable[[MBConvNet, dict[str, Any]], None]
 
+FINISH = 8.0  # seconds for the final score, the explained mistakes and the report
+
 
 class Session:
     """A run in progress. The folder's files are always those of a run that can be resumed."""
@@ -190,8 +192,22 @@ class Session:
                     self._end_epoch(step, stats)
                     if self.stop_asked:
                         raise KeyboardInterrupt
+                    if self._out_of_time(step, stats):
+                        break
             finally:
                 self.stepping = False
+
+    def _out_of_time(self, step: Step, stats: EpochStats) -> bool:
+        """Whether another epoch like this one, and the end of the run, would break the budget."""
+        budget: float | None = self.config["budget_seconds"]
+        if budget is None or self.next_step == self.trainer.total:
+            return False
+        later = max(phase.resolution for phase in self.recipe.phases)
+        epoch = stats.seconds * (later / step.resolution) ** 2
+        over = time.perf_counter() - self.started + 1.15 * epoch + FINISH > budget
+        if over:
+            self.reporter.say("  stopping here: another epoch would not fit into the budget")
+        return over
 
     def _end_epoch(self, step: Step, stats: EpochStats) -> None:
         for path, reason in stats.failures:
