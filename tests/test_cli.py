@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 
 import mbconv
 from mbconv.cli import main
+from mbconv.weights.file import tensor_hash
 from small import SMALL, write_classes, write_model
 
 
@@ -68,6 +69,10 @@ def test_train_eval_predict(data: Path, tmp_path: Path) -> None:
     assert again.exit_code == 2
     assert "already holds a run" in again.output
     assert run("train", "--resume", out).exit_code == 0  # a finished run finishes again
+    twin = run("train", data, "--config", out / "config.json", "--out", tmp_path / "twin")
+    assert twin.exit_code == 0, twin.output
+    hashes = [tensor_hash(mbconv.load(path).state_dict()) for path in (out, tmp_path / "twin")]
+    assert hashes[0] == hashes[1]
 
 
 def test_data_check_and_cache(data: Path) -> None:

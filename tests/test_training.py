@@ -308,3 +308,11 @@ def test_hostile_pictures_among_good_ones(data: Path, model: Path, data_root: Pa
     with Image.open(data / "class1" / "Landscape_6.jpg") as stored:
         assert stored.size == (450, 600)
     assert decode(data / "class1" / "Landscape_6.jpg").size == (600, 450)
+
+
+@pytest.mark.skipif(os.sep != "/", reason="such names exist on POSIX systems only")
+def test_names_whose_bytes_are_no_utf8(model: Path, tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "data", classes=2)
+    os.rename(os.fsencode(data / "class1"), os.fsencode(data) + b"/caf\xe9")
+    run = mbconv.train(model, data, tmp_path / "run", epochs=1, resolution=32, quiet=True)
+    assert json.loads((run.path / "data.json").read_text())["classes"] == ["caf\udce9", "class0"]

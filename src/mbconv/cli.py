@@ -94,6 +94,7 @@ def train(data: Path | None, resume: Path | None, **options: Any) -> None:
     if (data is None) == (resume is None):
         raise click.UsageError("Give a folder of pictures, or --resume and a run folder.")
     from mbconv.training import run
+    from mbconv.training.folder import read_config
 
     if resume is not None:
         _refuse_beside("--resume", "the run's own config decides")
@@ -102,7 +103,8 @@ def train(data: Path | None, resume: Path | None, **options: Any) -> None:
         assert data is not None
         out, config, model = options.pop("out"), options.pop("config"), options.pop("model")
         if config is not None:
-            _refuse_beside("--config", "the config decides", but=("data", "out", "model"))
+            _refuse_beside("--config", "the config decides", but=("data", "out"))
+            model = read_config(config)["model"]
         done = run.train(model, data, out or _free_folder(data), config=config, **options)
     click.echo(f"predict: mbconv predict {done.path} PICTURE...")
 

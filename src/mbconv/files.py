@@ -47,7 +47,8 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    # In ASCII, so that names of files whose bytes are no UTF-8 survive.
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def _as_user_error(error: OSError, path: Path) -> UserError:

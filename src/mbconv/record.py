@@ -57,7 +57,7 @@ class Record:
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
     """Write records as JSON lines, whole or not at all."""
-    write_text(path, "".join(json.dumps(r.to_dict(), ensure_ascii=False) + "\n" for r in records))
+    write_text(path, "".join(json.dumps(r.to_dict()) + "\n" for r in records))
 
 
 def read_records(path: str | Path) -> list[Record]:

@@ -4,7 +4,6 @@ Each picture's randomness is seeded by (seed, epoch, picture), so that a batch d
 the number of workers and a resumed run sees what the uninterrupted one would have seen.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -70,16 +69,6 @@ class Pictures(Dataset[tuple[NDArray[np.uint8] | None, int, str]]):
         return Batch(torch.from_numpy(pixels), labels, failures)
 
 
-def _give_way(worker: int) -> None:
-    """Let a worker run in the gaps of the training step.
-
-    On few cores it would otherwise push one of the step's threads aside, and all others wait for
-    that one at their next barrier.
-    """
-    if hasattr(os, "nice"):
-        os.nice(19)
-
-
 @cache
 def _augmentation(resolution: int, crop_scale: float, flip: bool) -> v2.Compose:
     crop = v2.RandomResizedCrop(
@@ -97,7 +86,6 @@ def training_batches(
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of index lists serves
         num_workers=workers,
         collate_fn=pictures.collate,
-        worker_init_fn=_give_way,
         generator=torch.Generator(),  # its draw would disturb the global one
         prefetch_factor=4 if workers else None,
     )
