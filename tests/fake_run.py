@@ -112,6 +112,9 @@ def metrics(epochs: int, *, broken_loss: bool = False) -> list[dict[str, Any]]:
             "lr": 1e-3 * (1 - progress), "val_raw": raw,
             "val_ema": None if head else raw + 0.012, "img_per_s": 83.2, "data_wait": 0.021,
         })  # fmt: skip
+        if head:  # which is fitted, not stepped
+            for key in ("train_loss", "lr", "data_wait"):
+                del rows[-1][key]
     return rows
 
 

@@ -105,12 +105,12 @@ def test_the_curve_shows_the_files_values() -> None:
     assert [x for x, _ in chart.lines[0].points] == pytest.approx(
         [(i + 0.5) / 6 * 100 for i in range(6)]
     )
-    assert [t.text for t in chart.x_ticks] == list("123456")
+    assert [t.text for t in chart.x_ticks] == list("012345")
 
 
 def test_phases_mark_what_was_trained_and_at_which_resolution() -> None:
     got = figures.phases(metrics(10))
-    assert [(p.first, p.last) for p in got] == [(1, 1), (2, 6), (7, 10)]
+    assert [(p.first, p.last) for p in got] == [(0, 0), (1, 5), (6, 9)]
     assert [p.left for p in got] == pytest.approx([0, 10, 60])
     assert ["128 px" in p.text for p in got] == [True, True, False]
     assert "only the classifier" in got[0].text

@@ -19,7 +19,7 @@ from mbconv.report.words import duration, percent
 Point = tuple[float, float]
 _PHASES = {
     "head": "only the classifier learns, the rest is frozen",
-    "full": "the whole network learns",
+    "full": "the network itself learns",
 }
 BADGE = 9.0  # percent of the narrowest plot that a phase's number covers
 
@@ -89,11 +89,17 @@ def scale(low: float, high: float, most: int = 5) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
-def epoch_ticks(total: int, most: int = 8) -> tuple[Tick, ...]:
-    """Labels 1..total below the middle of each epoch's slot, thinned to about `most`."""
+def first_number(epochs: Sequence[Json]) -> int:
+    """The first line's own number: 0 where the classifier was fitted before the first epoch."""
+    given = number(epochs[0].get("epoch")) if epochs else None
+    return 1 if given is None else int(given)
+
+
+def epoch_ticks(total: int, most: int = 8, first: int = 1) -> tuple[Tick, ...]:
+    """Numbers from `first` below the middle of each epoch's slot, thinned to about `most`."""
     step = max(1, round(scale(0, total, most)[1]))
     shown = [1, *range(step if step > 1 else 2, total + 1, step)]
-    return tuple(Tick((n - 0.5) / total * 100, str(n)) for n in shown)
+    return tuple(Tick((n - 0.5) / total * 100, str(n + first - 1)) for n in shown)
 
 
 def phases(epochs: Sequence[Json]) -> tuple[Phase, ...]:
@@ -110,7 +116,9 @@ def phases(epochs: Sequence[Json]) -> tuple[Phase, ...]:
         left = first / len(kinds) * 100
         width = (end - first) / len(kinds) * 100
         raised = bool(result) and not result[-1].raised and left - result[-1].left < BADGE
-        result.append(Phase(first + 1, end, what + pixels, left, width, raised))
+        number_of = first_number(epochs)
+        numbers = (first + number_of, end - 1 + number_of)
+        result.append(Phase(*numbers, what + pixels, left, width, raised))
     return tuple(result)
 
 
@@ -118,8 +126,8 @@ def stops(epochs: Sequence[Json]) -> tuple[Stop, ...]:
     """One place an epoch, with its figures in words."""
     width = 100 / len(epochs) if epochs else 0
     return tuple(
-        Stop(i * width, width, f"Epoch {i + 1}: " + "; ".join(_figures(row)) + ".")
-        for i, row in enumerate(epochs)
+        Stop(i * width, width, f"Epoch {n}: " + "; ".join(_figures(row)) + ".")
+        for i, (n, row) in enumerate(enumerate(epochs, start=first_number(epochs)))
     )
 
 
@@ -128,7 +136,7 @@ def accuracy_chart(epochs: Sequence[Json]) -> Chart | None:
     best = best_epoch(epochs)
     if best is None:
         return None
-    summary = f"Validation accuracy: highest {percent(best[1])} after epoch {best[0] + 1}."
+    summary = f"Validation accuracy: highest {percent(best[1])} after epoch {best[0] + first_number(epochs)}."
     lines = {"val_raw": ("raw weights", "raw"), "val_ema": ("averaged weights (EMA)", "ema")}
     return _chart("Validation accuracy", summary, epochs, lines, as_percent=True)
 
@@ -196,7 +204,8 @@ def _chart(
         for key, (name, style) in named.items() if series[key]
     ]  # fmt: skip
     y_ticks = tuple(Tick((top - v) / span * 100, f"{v:.{digits}{unit or 'f'}}") for v in axis)
-    return Chart(title, summary, tuple(lines), epoch_ticks(len(epochs)), y_ticks)
+    x_ticks = epoch_ticks(len(epochs), first=first_number(epochs))
+    return Chart(title, summary, tuple(lines), x_ticks, y_ticks)
 
 
 def _figures(row: Json) -> list[str]:

@@ -90,7 +90,7 @@ def curve(run: RunFolder) -> Json:
     """The training curves and what was trained when."""
     best = figures.best_epoch(run.epochs)
     stops = figures.stops(run.epochs)
-    diverged = sum(number(row.get("train_loss")) is None for row in run.epochs)
+    diverged = sum(number(row["train_loss"]) is None for row in run.epochs if "train_loss" in row)
     return {
         "charts": [
             chart
@@ -99,7 +99,7 @@ def curve(run: RunFolder) -> Json:
         ],
         "phases": figures.phases(run.epochs),
         "stops": stops,
-        "best": f"Best is epoch{stops[best[0]].text[5:]}" if best else "",
+        "best": f"Kept is epoch{stops[best[0]].text[5:]}" if best else "",
         "diverged": diverged,
         "n": len(run.splits.get("val", ())),
     }
@@ -202,7 +202,7 @@ def _time(run: RunFolder) -> Facts:
         of = f" of a budget of {duration(budget)}" if budget else ""
         facts.append(("Training took", duration(seconds) + of))
     if run.epochs:
-        facts.append(("Epochs", count(len(run.epochs))))
+        facts.append(("Epochs", count(len(run.epochs) - 1 + figures.first_number(run.epochs))))
     speeds = [v for row in run.epochs if (v := number(row.get("img_per_s")))]
     if speeds:
         facts.append(("Speed", f"{count(speeds[-1])} pictures a second in the last epoch"))
