@@ -136,7 +136,8 @@ def accuracy_chart(epochs: Sequence[Json]) -> Chart | None:
     best = best_epoch(epochs)
     if best is None:
         return None
-    summary = f"Validation accuracy: highest {percent(best[1])} after epoch {best[0] + first_number(epochs)}."
+    number_of_best = best[0] + first_number(epochs)
+    summary = f"Validation accuracy: kept {percent(best[1])}, of epoch {number_of_best}."
     lines = {"val_raw": ("raw weights", "raw"), "val_ema": ("averaged weights (EMA)", "ema")}
     return _chart("Validation accuracy", summary, epochs, lines, as_percent=True)
 
