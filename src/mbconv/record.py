@@ -16,6 +16,11 @@ from mbconv.errors import UserError
 from mbconv.files import write_text
 
 
+def command_line() -> str:
+    """What this process was started as, without the folder of the program."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 @lru_cache(maxsize=1)
 def environment() -> dict[str, Any]:
     """Hardware and software versions of this process; cheap, imports nothing heavy."""
@@ -41,7 +46,7 @@ class Record:
     high: float | None = None
     spread: float | None = None
     spec_hash: str | None = None
-    command: str = field(default_factory=lambda: " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    command: str = field(default_factory=command_line)
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     environment: dict[str, Any] = field(default_factory=environment)
     detail: dict[str, Any] = field(default_factory=dict)  # what belongs to this kind of figure

@@ -1,7 +1,6 @@
 """The files of a run folder, read and written; each whole or not at all."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from mbconv.data.source import Dataset, scan
 from mbconv.errors import UserError
 from mbconv.files import write_json, write_text
 from mbconv.nn.model import MBConvNet
-from mbconv.record import environment
+from mbconv.record import command_line, environment
 from mbconv.training.machine import Machine
 from mbconv.training.recipe import Recipe
 
@@ -34,8 +33,7 @@ def describe(network: MBConvNet, recipe: Recipe, machine: Machine) -> dict[str, 
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
     """`config.json`: everything that decides the run, and what it was made with."""
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    made_with = {"format": FORMAT, "command": command, "environment": environment()}
+    made_with = {"format": FORMAT, "command": command_line(), "environment": environment()}
     write_json(run / "config.json", made_with | config)
 
 

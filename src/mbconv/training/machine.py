@@ -63,7 +63,7 @@ def find_device(wanted: str = "auto") -> str:
 def plain_machine(device: str) -> Machine:
     """The device with its usual settings, before anything was measured."""
     cores = os.cpu_count() or 1
-    workers = min(8, max(2, cores // 2))  # one alone cannot keep up with small pictures
+    workers = min(8, max(2, cores // 2))  # two were never slower than one (LOG.md)
     return Machine(device=device, threads=torch.get_num_threads(), workers=workers)
 
 

@@ -115,7 +115,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise UserError(f"{path} is a folder; give the model file inside it.")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
             return file.metadata() or {}, tensors
     except SafetensorError as error:
         if _starts_well(path):
