@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mbconv.arch.spec import Block, Spec, Stage
+from mbconv.arch.block import Block
+from mbconv.arch.spec import Spec, Stage
 from mbconv.nn.model import build
 from mbconv.weights.file import save
 

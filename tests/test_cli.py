@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import mbconv
+from mbconv.arch.spec import Spec
 from mbconv.cli import main
 from mbconv.weights.file import tensor_hash
 from small import SMALL, write_classes, write_model
@@ -40,6 +41,30 @@ def test_info() -> None:
     skips = json.loads(run("info", "--skips", "--json").output)
     assert [row["skippable"] for row in skips] == [9, 16, 16, 19, 25, 32, 38, 48]
     assert "efficientnet_lite4" in run("info").output.split()
+
+
+def test_info_reshapes_and_saves(tmp_path: Path) -> None:
+    own = tmp_path / "own.json"
+    shape = ("--width", 0.5, "--divisor", 16, "--set", "gate=null", "--set", "activation=relu6")
+    figures = json.loads(
+        run("info", "efficientnet_b0", *shape, "--resolution", 64, "--json", "--save", own).stdout
+    )
+    assert "last map is 2x2" in figures["warning"]
+    spec = Spec.from_json(own.read_text())
+    assert (spec.name, spec.resolution, spec.activation) == ("own", 64, "relu6")
+    assert {block.gate for *_, block in spec.blocks()} == {None}
+    assert {stage.channels % 16 for stage in spec.stages} == {0}
+    assert json.loads(run("info", own, "--json").stdout)["hash"] == spec.hash
+    smaller = json.loads(run("info", "efficientnet_b0", "--phi", -1, "--json").stdout)
+    assert (smaller["params"], smaller["resolution"]) == (4_548_152, 192)
+    table = json.loads(
+        run("info", "efficientnet_b0", "--phi", 1, "--mode", "table", "--json").stdout
+    )
+    assert table["params"] == 7_794_184
+    dilated = run("info", "efficientnet_b0", "--output-stride", 8, "--json").stdout
+    assert json.loads(dilated)["macs"] > 4e8
+    for mistake in (("--phi", 1, "--width", 2), ("--set", "gate"), ("--set", "gat=se")):
+        assert run("info", "efficientnet_b0", *mistake).exit_code == 2
 
 
 def test_info_of_files(tmp_path: Path, model: Path) -> None:

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from mbconv.arch.block import Block
 from mbconv.arch.cost import cost
-from mbconv.arch.spec import Block, Spec, Stage
+from mbconv.arch.spec import Spec, Stage
 from mbconv.arch.zoo import get_spec
 from mbconv.errors import UserError
 from mbconv.nn import build

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from mbconv.arch.spec import Block, Spec, Stage
+from mbconv.arch.block import Block
+from mbconv.arch.spec import Spec, Stage
 from mbconv.data.decode import Unreadable
 from mbconv.measure.accuracy import evaluate
 from mbconv.measure.gradcam import crop, explain_mistakes, grad_cam, overlay

@@ -78,6 +78,7 @@ def test_public_names() -> None:
         "save",
         "scale",
         "train",
+        "with_output_stride",
     ]
     for name in mbconv.__all__:
         assert callable(getattr(mbconv, name))

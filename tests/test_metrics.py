@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from mbconv.arch.spec import Block, Spec, Stage
+from mbconv.arch.block import Block
+from mbconv.arch.spec import Spec, Stage
 from mbconv.data.source import Sample, scan
 from mbconv.errors import UserError
 from mbconv.measure.accuracy import collect, evaluate, summarize

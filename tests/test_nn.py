@@ -1,5 +1,7 @@
 """The networks against independent implementations, their file format and their compilation."""
 
+import re
+
 import numpy as np
 import pytest
 import timm
@@ -7,7 +9,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from mbconv.arch.spec import Block, Spec, Stage
+from mbconv.arch.block import Block
+from mbconv.arch.scale import scale, with_output_stride
+from mbconv.arch.spec import Spec, Stage
 from mbconv.arch.zoo import get_spec, list_specs
 from mbconv.errors import UserError
 from mbconv.nn import MBConvNet, build
@@ -121,13 +125,62 @@ def test_map_sizes_of_b0_follow_table_1_of_the_paper() -> None:
     }
 
 
-@pytest.mark.parametrize("name", [n for n in list_specs() if n.startswith("efficientnet_")])
+LIKE_B0 = [n for n in list_specs() if re.fullmatch(r"(efficientnet_(b|lite|l2)|tinynet).*", n)]
+
+
+@pytest.mark.parametrize("name", LIKE_B0)
 def test_every_efficientnet_reduces_where_b0_does(name: str) -> None:
     spec = get_spec(name)
     with torch.device("meta"):
         maps = MBConvNet(spec).eval().features(torch.empty(1, 3, 320, 256))
     factors = [2, 2, 4, 8, 16, 16, 32, 32]
     assert [tuple(m.shape[2:]) for m in maps.values()] == [(320 // f, 256 // f) for f in factors]
+
+
+def test_taps_are_what_features_returns() -> None:
+    spec = get_spec("mobilenetv4_conv_small")
+    model = MBConvNet(spec).eval()
+    x = pictures(1, 3, 64, 96)
+    maps = model.features(x)
+    assert [(name, m.shape[1], 64 // m.shape[2]) for name, m in maps.items()] == [
+        (tap.name, tap.channels, tap.reduction) for tap in spec.taps()
+    ]
+    some = model.features(x, taps=["stage3", "stem"])
+    assert list(some) == ["stem", "stage3"]
+    torch.testing.assert_close(some["stage3"], maps["stage3"])
+    with pytest.raises(UserError, match="no map 'stage9'; did you mean stage"):
+        model.features(x, taps=["stage9"])
+
+
+def test_nothing_behind_the_last_tap_is_computed() -> None:
+    model = MBConvNet(get_spec("efficientnet_b0"))
+    model.stages[3:].requires_grad_(False)
+    for stage in model.stages[3:]:
+        stage.register_forward_hook(lambda *_: pytest.fail("a stage behind the last tap ran"))
+    assert list(model.features(pictures(1, 3, 64, 64), taps=["stage3"])) == ["stage3"]
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnetv2_b0", "mobilenetv4_conv_small"])
+def test_dilation_computes_the_missing_places(name: str) -> None:
+    """At the places that the reducing network computes, the dilated one has the same values.
+
+    On a large picture and away from its border, where padding makes the difference.
+    """
+    spec = scale(get_spec(name), width=0.25).replace(padding="symmetric", gate=None)
+    torch.manual_seed(0)
+    model = build(spec).eval().double()
+    flat = build(with_output_stride(spec, 8)).eval().double()
+    randomise(model)
+    flat.load_state_dict(model.state_dict())
+    x = pictures(1, 3, 512, 512).double()
+    last = [tap.name for tap in spec.taps() if tap.reduction == 16][-1]
+    with torch.no_grad():
+        coarse = model.features(x, taps=[last])[last]
+        fine = flat.features(x, taps=[last])[last]
+    inner = coarse.shape[2] // 2
+    torch.testing.assert_close(
+        fine[:, :, ::2, ::2][:, :, inner, inner], coarse[:, :, inner, inner], rtol=1e-6, atol=1e-9
+    )
 
 
 def test_pooled_and_features_are_the_forward_pass() -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mbconv.arch.spec import Activation, Block, Gate, Padding, Shortcut, Spec, Stage
+from mbconv.arch.block import Activation, Block, Conv, Gate, Gating, Shortcut, Sigmoid
+from mbconv.arch.spec import Padding, Spec, Stage
 from mbconv.nn import Conv2d, ConvNormAct, DropPath, MBConvBlock, MBConvNet, build
 from mbconv.nn.activation import make_activation
 from mbconv.nn.gate import make_gate
@@ -72,7 +73,9 @@ def test_conv_norm_act_with_frozen_statistics(padding: Padding) -> None:
     """Values and all gradients are those of its three parts, one after the other."""
     torch.manual_seed(0)
     spec = Spec(stages=(Stage(blocks=(Block(channels=4),)),), padding=padding, bn_eps=1e-3)
-    module = ConvNormAct(spec, 6, 6, 5, stride=2, groups=6, activation="silu").double().eval()
+    conv = Conv(name="depthwise", in_channels=6, out_channels=6, kernel=5, stride=2, groups=6,
+                activation="silu")  # fmt: skip
+    module = ConvNormAct(spec, conv).double().eval()
     for tensor in (*module.norm.parameters(), *module.norm.buffers()):
         if tensor.is_floating_point():
             nn.init.uniform_(tensor, 0.5, 1.5)
@@ -126,10 +129,14 @@ def efficient(x: Array, weight: Array) -> Array:
     return sigmoid(np.stack(mixed, 1))[:, :, None, None]
 
 
+def gating(kind: Gate, channels: int, sigmoid: Sigmoid = "sigmoid") -> Gating:
+    return Gating(kind=kind, channels=channels, squeezed=6, activation="relu", sigmoid=sigmoid)
+
+
 @pytest.mark.parametrize("kind", get_args(Gate))
 def test_gate_is_its_formula(kind: Gate) -> None:
     torch.manual_seed(0)
-    gate = make_gate(kind, 40, 6, "relu").double()
+    gate = make_gate(gating(kind, 40)).double()
     state = {k: v.numpy() for k, v in gate.state_dict().items()}
     x = normal(3, 40, 5, 7)
     v = x.numpy()
@@ -146,7 +153,7 @@ def test_gate_is_its_formula(kind: Gate) -> None:
 
 @pytest.mark.parametrize(("channels", "kernel"), [(1, 1), (32, 3), (96, 3), (256, 5), (2304, 7)])
 def test_eca_kernel_grows_with_the_width(channels: int, kernel: int) -> None:
-    assert make_gate("eca", channels, 1, "relu").get_parameter("conv.weight").shape[-1] == kernel
+    assert make_gate(gating("eca", channels)).get_parameter("conv.weight").shape[-1] == kernel
 
 
 def test_gate_uses_the_blocks_activation_and_squeezed_width() -> None:

@@ -12,7 +12,8 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
-from mbconv.arch.spec import Block, Spec, Stage
+from mbconv.arch.block import Block
+from mbconv.arch.spec import Spec, Stage
 from mbconv.arch.zoo import get_spec
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet, build

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbconv.arch.spec import Block, Spec, Stage, eca_kernel, round_width
+from mbconv.arch.block import Block, Conv, eca_kernel, round_width
+from mbconv.arch.spec import Spec, Stage
 from mbconv.errors import UserError
 from strategies import specs, steady
 
@@ -29,16 +30,19 @@ TINY = Spec(
 
 # Another valid value for every field; the test below fails when a new field is missing here.
 BLOCK_CHANGES: dict[str, Any] = {
-    "channels": 17, "kernel": 7, "stride": 2, "expand": 4, "activation": "gelu", "gate": "se",
-    "gate_ratio": 0.5, "gate_base": "expanded", "gate_divisor": 8, "shortcut": "resnet_d",
+    "channels": 17, "kind": "uib", "kernel": 7, "start_kernel": 3, "stride": 2, "dilation": 2,
+    "expand": 4, "expand_from": 8, "expand_divisor": 8, "activation": "gelu", "gate": "se",
+    "gate_ratio": 0.5, "gate_base": "expanded", "gate_divisor": 8, "gate_activation": "relu",
+    "gate_sigmoid": "hard_sigmoid", "shortcut": "resnet_d",
 }  # fmt: skip
 SPEC_CHANGES: dict[str, Any] = {
     "stages": (Stage(blocks=(Block(channels=8),)),), "resolution": 225, "in_channels": 1,
     "num_classes": 10, "stem_channels": 16, "stem_kernel": 5, "stem_stride": 1,
-    "head_channels": 640, "activation": "relu", "pooling": "max", "dropout": 0.3, "drop_path": 0.1,
+    "head_channels": 640, "head_hidden": 32, "head_hidden_norm": True, "activation": "relu",
+    "pooling": "max", "dropout": 0.3, "drop_path": 0.1,
     "padding": "same", "bn_eps": 1e-3, "bn_momentum": 0.01, "zero_gamma": True,
     "width_divisor": 16, "width_tenth_rule": False, "depth_rounding": "round",
-    "scale_ends": False,
+    "scale_stem": False, "scale_head": "up", "scale_outer_depth": False,
 }  # fmt: skip
 
 
@@ -71,8 +75,10 @@ def test_every_field_of_a_spec_is_in_its_hash(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(BLOCK_CHANGES))
 def test_every_field_of_a_block_is_in_the_hash(name: str) -> None:
-    other = dataclasses.replace(TINY.stages[0].blocks[0], **{name: BLOCK_CHANGES[name]})
-    before = Spec(stages=(Stage(blocks=TINY.stages[0].blocks[:1]),))
+    kind = "uib" if name == "start_kernel" else "mbconv"  # which alone has it
+    first = Block(channels=16, expand=1, kind=kind)
+    other = dataclasses.replace(first, **{name: BLOCK_CHANGES[name]})
+    before = Spec(stages=(Stage(blocks=(first,)),))
     changed = Spec(stages=(Stage(blocks=(other,)),))
     assert changed.hash != before.hash
     assert Spec.from_json(changed.to_json()) == changed
@@ -90,7 +96,7 @@ def test_whole_numbers_and_floats_are_one_network() -> None:
 
 def test_defaults_stay_out_of_the_json() -> None:
     data = Spec(stages=(Stage(blocks=(Block(channels=8, gate=None, kernel=3),)),)).to_dict()
-    assert data == {"format": 1, "stages": [[{"channels": 8}]]}
+    assert data == {"format": 2, "stages": [[{"channels": 8}]]}
 
 
 def test_replace_sets_every_block_and_the_ends() -> None:
@@ -100,6 +106,35 @@ def test_replace_sets_every_block_and_the_ends() -> None:
     assert {(b.activation, b.gate) for *_, b in spec.blocks()} == {("relu6", "eca")}
     assert [b.channels for *_, b in spec.blocks()] == [16, 16, 24]
     assert TINY.activation == "silu"
+
+
+def test_replace_in_changes_numbered_stages() -> None:
+    spec = TINY.replace_in([2], kernel=7, gate="se")
+    assert [(b.kernel, b.gate) for *_, b in spec.blocks()] == [(3, None), (3, None), (7, "se")]
+    for numbers, fields, message in (
+        ([0], {"gate": None}, "stage is 0; it must be between 1 and 2"),
+        ([3], {"gate": None}, "stage is 3"),
+        ([1], {"stride": 2}, "no field 'stride'"),
+        ([1], {"dropout": 0.1}, "no field 'dropout'"),
+    ):
+        with pytest.raises(UserError) as caught:
+            TINY.replace_in(numbers, **fields)
+        assert message in str(caught.value)
+
+
+def test_taps_name_every_map_and_the_pyramid_the_last_of_each_size() -> None:
+    found = [(tap.name, tap.channels, tap.reduction) for tap in TINY.taps()]
+    assert found == [("stem", 32, 2), ("stage1", 16, 2), ("stage2", 24, 4)]
+    assert [tap.name for tap in TINY.pyramid()] == ["stage1", "stage2"]
+
+
+def test_the_first_format_had_one_field_for_all_ends() -> None:
+    data = TINY.to_dict() | {"format": 1, "scale_ends": False}
+    spec = Spec.from_dict(data)
+    assert (spec.scale_stem, spec.scale_head, spec.scale_outer_depth) == (False, "never", False)
+    assert Spec.from_dict(TINY.to_dict() | {"format": 1, "scale_ends": True}) == TINY
+    with pytest.raises(UserError, match="no field 'scale_ends'"):
+        Spec.from_dict(data | {"format": 2})
 
 
 def test_replace_takes_stages_and_block_fields_together() -> None:
@@ -130,6 +165,40 @@ def test_shortcuts() -> None:
     assert not dataclasses.replace(identity, stride=2).has_skip(16)
     assert not dataclasses.replace(identity, shortcut=None).has_skip(16)
     assert dataclasses.replace(identity, shortcut="resnet_d", stride=2).has_skip(8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({}, ["expand 8->48 1", "depthwise 48->48 3/2", "project 48->16 1"]),
+        ({"expand": 1}, ["depthwise 8->8 3/2", "project 8->16 1"]),
+        ({"kind": "fused"}, ["expand 8->48 3/2", "project 48->16 1"]),
+        ({"kind": "fused", "expand": 1}, ["expand 8->16 3/2"]),
+        ({"kind": "fused", "expand": 1, "gate": "se"}, ["expand 8->16 3/2", "se 16 2"]),
+        ({"kind": "uib", "expand": 1},
+         ["expand 8->8 1", "depthwise 8->8 3/2", "project 8->16 1"]),
+        ({"kind": "uib", "start_kernel": 5, "gate": "se"},
+         ["start 8->8 5", "expand 8->48 1", "depthwise 48->48 3/2", "se 48 2",
+          "project 48->16 1"]),
+        ({"kind": "uib", "start_kernel": 5, "kernel": 0},
+         ["start 8->8 5/2", "expand 8->48 1", "project 48->16 1"]),
+        ({"expand_from": 4}, ["expand 8->24 1", "depthwise 24->24 3/2", "project 24->16 1"]),
+        ({"expand": 2.3, "expand_divisor": 8},
+         ["expand 8->24 1", "depthwise 24->24 3/2", "project 24->16 1"]),
+    ],
+)  # fmt: skip
+def test_parts(fields: dict[str, Any], parts: list[str]) -> None:
+    found = []
+    for part in Block(channels=16, stride=2, **fields).parts(8):
+        if isinstance(part, Conv):
+            stride = f"/{part.stride}" if part.stride > 1 else ""
+            assert part.groups == (part.in_channels if part.name in ("start", "depthwise") else 1)
+            assert (part.activation is None) == (part.name in ("start", "project"))
+            found.append(f"{part.name} {part.in_channels}->{part.out_channels} "
+                         f"{part.kernel}{stride}")  # fmt: skip
+        else:
+            found.append(f"{part.kind} {part.channels} {part.squeezed}")
+    assert found == parts
 
 
 @pytest.mark.parametrize(
@@ -181,8 +250,17 @@ def test_eca_kernels_of_the_paper() -> None:
         (lambda: block(channels=0), "channels is 0"),
         (lambda: block(channels=8.0), "channels is 8.0"),
         (lambda: block(channels=True), "channels is True"),
-        (lambda: block(channels=10**12), "below 2"),
+        (lambda: block(channels=10**12), "to 2**31 - 1"),
         (lambda: block(channels=8, kernel=4), "3, 5 or 7"),
+        (lambda: block(channels=8, kernel=0), "3, 5 or 7 in a mbconv block"),
+        (lambda: block(channels=8, kernel=0, kind="fused"), "1, 3, 5 or 7 in a fused block"),
+        (lambda: block(channels=8, kernel=1, kind="uib"), "0, 3, 5 or 7 in a uib block"),
+        (lambda: block(channels=8, kernel=-3), "from 0 to"),
+        (lambda: block(channels=8, start_kernel=3), "and 0 in others"),
+        (lambda: block(channels=8, kernel=0, kind="uib", stride=2), "without depthwise kernels"),
+        (lambda: block(channels=8, dilation=65), "at most 64"),
+        (lambda: block(channels=8, expand_from=0), "or None"),
+        (lambda: block(channels=8, kind="ghost"), "one of mbconv, fused, uib"),
         (lambda: block(channels=8, kernel=3.0), "kernel is 3.0"),
         (lambda: block(channels=8, stride=3), "1 or 2"),
         (lambda: block(channels=8, expand="6"), "expand is '6'"),
@@ -194,7 +272,6 @@ def test_eca_kernels_of_the_paper() -> None:
         (lambda: block(channels=8, activation=None), "relu, relu6, silu"),
         (lambda: stage(blocks=()), "at least one block"),
         (lambda: stage(blocks=({"channels": 8},)), "Block objects"),
-        (lambda: stage(blocks=(block(channels=8), block(channels=9))), "channels is 9"),
         (lambda: stage(blocks=(block(channels=8), block(channels=8, stride=2))), "stride is 2"),
         (lambda: network(stages=()), "at least one stage"),
         (lambda: network(stages=TINY.stages[0]), "Stage objects"),
@@ -232,7 +309,7 @@ def test_mistakes_are_named(make: Callable[[], object], message: str) -> None:
         ('{"stages": [[{"channels": 8, "expand": 1%s}]]}' % ("0" * 400), "expand is"),
         ('{"stages": [[{"channels": "8"}]]}', "channels is '8'"),
         ('{"stages": [[{"channels": 8}]], "stem_widht": 8}', "no field 'stem_widht'"),
-        ('{"format": 2, "stages": [[{"channels": 8}]]}', "upgrade mbconv"),
+        ('{"format": 3, "stages": [[{"channels": 8}]]}', "upgrade mbconv"),
         ('{"format": "x", "stages": [[{"channels": 8}]]}', "format 'x'"),
     ],
 )

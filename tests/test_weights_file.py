@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from golden.make import pictures
-from mbconv.arch.spec import Block, Spec, Stage
+from mbconv.arch.block import Block
+from mbconv.arch.spec import Spec, Stage
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet, build
 from mbconv.preprocessing import Preprocessing

@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mbconv.arch.block import Block
     from mbconv.arch.cost import Cost, cost
-    from mbconv.arch.scale import scale
-    from mbconv.arch.spec import Block, Spec, Stage
+    from mbconv.arch.scale import scale, with_output_stride
+    from mbconv.arch.spec import Spec, Stage
     from mbconv.arch.zoo import get_spec, list_specs
     from mbconv.errors import UserError
     from mbconv.measure.accuracy import evaluate
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mbconv.weights.model import create_model, load
 
 _HOME = {
-    "Block": "arch.spec",
+    "Block": "arch.block",
     "Cost": "arch.cost",
     "MBConvNet": "nn.model",
     "Prediction": "runtime.predictor",
@@ -44,6 +45,7 @@ _HOME = {
     "save": "weights.file",
     "scale": "arch.scale",
     "train": "training.run",
+    "with_output_stride": "arch.scale",
 }
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "save",
     "scale",
     "train",
+    "with_output_stride",
 ]
 
 

@@ -4,11 +4,14 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from mbconv.errors import UserError
+
+if TYPE_CHECKING:
+    from mbconv.arch.spec import Spec
 
 
 class Commands(click.Group):
@@ -50,11 +53,44 @@ def main() -> None:
 @main.command()
 @click.argument("model", required=False)
 @click.option("--resolution", type=click.IntRange(min=1), help="Side of the picture, in pixels.")
+@click.option("--phi", type=float, help="Scale up, or down where it is negative.")
+@click.option(
+    "--mode",
+    type=click.Choice(["formula", "table"]),
+    default="formula",
+    show_default=True,
+    help="What phi means: the paper's formula, or B0 to B8.",
+)
+@click.option("--width", type=float, help="Multiply the channels.")
+@click.option("--depth", type=float, help="Multiply the blocks of each stage.")
+@click.option("--divisor", type=click.IntRange(min=1), help="Round channels to multiples of it.")
+@click.option("--output-stride", type=int, help="Dilate instead of reducing further: 8 or 16.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Change a field of the spec or of all blocks; repeatable.",
+)
+@click.option("--save", type=click.Path(path_type=Path), help="Write the spec, a MODEL, there.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
 @click.option("--skips", is_flag=True, help="Which share of the blocks can skip, B0 to B7.")
-def info(model: str | None, resolution: int | None, as_json: bool, skips: bool) -> None:
-    """Show a network: its blocks and what each costs. Without MODEL: all networks."""
+def info(
+    model: str | None,
+    resolution: int | None,
+    as_json: bool,
+    skips: bool,
+    save: Path | None,
+    **shape: Any,
+) -> None:
+    """Show a network: its blocks and what each costs. Without MODEL: all networks.
+
+    \b
+    mbconv info efficientnet_b0 --phi -1.5
+    mbconv info efficientnet_b0 --set gate=null --set activation=relu6 --save my.json
+    """
     from mbconv.arch.zoo import get_spec, list_specs
+    from mbconv.files import write_text
     from mbconv.report import network
 
     if skips:
@@ -67,7 +103,15 @@ def info(model: str | None, resolution: int | None, as_json: bool, skips: bool) 
         names = list_specs()
         click.echo(json.dumps(names) if as_json else "\n".join(names))
     else:
-        spec = _spec(model)
+        spec = _shaped(_spec(model), **shape)
+        if save is not None:
+            named = spec.replace(
+                name=save.stem,
+                source=f"made from {_spec(model).name}",
+                resolution=resolution or spec.resolution,
+            )
+            write_text(save, named.to_json() + "\n")
+            click.echo(f"wrote {save}; train it: mbconv train DIR --model {save}", err=True)
         if as_json:
             click.echo(json.dumps(network.info_dict(spec, resolution), indent=2))
         else:
@@ -185,7 +229,7 @@ def clear() -> None:
     click.echo(f"freed {clear() / 1e6:.1f} MB in {cache_dir()}")
 
 
-def _spec(model: str) -> Any:
+def _spec(model: str) -> "Spec":
     """The spec of a name, a spec.json, a model file or a run folder; torch only if it must."""
     from mbconv.arch.spec import Spec
     from mbconv.arch.zoo import get_spec
@@ -198,6 +242,25 @@ def _spec(model: str) -> Any:
 
         return load(path).spec
     return get_spec(model)
+
+
+def _shaped(
+    spec: "Spec", changes: tuple[str, ...], output_stride: int | None, **scaling: Any
+) -> "Spec":
+    """`spec` scaled, then with its fields changed, then with an output stride."""
+    from mbconv.arch.scale import scale, with_output_stride
+
+    spec = scale(spec, **scaling)
+    for change in changes:
+        field, given, value = change.partition("=")
+        if not given:
+            raise click.UsageError(f"--set {change}: write FIELD=VALUE, as in activation=relu6.")
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value  # a word
+        spec = spec.replace(**{field.strip(): parsed})
+    return with_output_stride(spec, output_stride) if output_stride is not None else spec
 
 
 def _refuse_beside(flag: str, why: str, but: tuple[str, ...] = ()) -> None:

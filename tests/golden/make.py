@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mbconv.arch.spec import Block, Spec, Stage
+from mbconv.arch.block import Block
+from mbconv.arch.spec import Spec, Stage
 from mbconv.nn.model import MBConvNet, build
 from mbconv.preprocessing import Preprocessing
 from mbconv.weights import save

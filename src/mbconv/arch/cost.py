@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mbconv.arch.spec import Activation, Block, Gate, Spec, eca_kernel
+from mbconv.arch.block import Activation, Block, Conv, Gating, eca_kernel
+from mbconv.arch.spec import Spec
 
 _FLOAT = 4  # bytes of an fp32 number
 
@@ -80,8 +81,7 @@ def cost(spec: Spec, resolution: int | None = None) -> Cost:
         spec = spec.replace(resolution=resolution)  # checks it
     picture = _Map(spec.in_channels, spec.resolution, spec.resolution)
     walk = _Walk(spec, picture)
-    x = walk.conv("stem", picture, spec.stem_channels, kernel=spec.stem_kernel,
-                  stride=spec.stem_stride, activation=spec.activation)  # fmt: skip
+    x = walk.conv("stem", picture, spec.stem)
     for s, b, _, block in spec.blocks():
         x = walk.block(f"stages.{s}.{b}", x, block)
     walk.head(x)
@@ -144,41 +144,30 @@ class _Walk:
         )
         return out
 
-    def conv(
-        self,
-        name: str,
-        x: _Map,
-        channels: int,
-        *,
-        kernel: int = 1,
-        stride: int = 1,
-        groups: int = 1,
-        activation: Activation | None = None,
-    ) -> _Map:
+    def conv(self, name: str, x: _Map, conv: Conv) -> _Map:
         """Convolution, batch norm and activation."""
-        y = x.like(channels, stride=stride)
-        out, kept = _conv_norm_act(_padded(self.spec, x, kernel, stride), y, activation)
-        weights = kernel**2 * x.channels // groups * channels
-        kind = "conv" if groups == 1 else "depthwise"
-        return self._add(name, kind, x, out, kept, [y], kernel=kernel, stride=stride,
-                         params=weights + 2 * channels, macs=weights * y.pixels)  # fmt: skip
+        y = x.like(conv.out_channels, stride=conv.stride)
+        out, kept = _conv_norm_act(_padded(self.spec, x, conv), y, conv.activation)
+        weights = conv.kernel**2 * conv.in_channels // conv.groups * conv.out_channels
+        kind = "conv" if conv.groups == 1 else "depthwise"
+        return self._add(name, kind, x, out, kept, [y], kernel=conv.kernel, stride=conv.stride,
+                         params=weights + 2 * conv.out_channels,
+                         macs=weights * y.pixels)  # fmt: skip
 
     def block(self, name: str, x: _Map, block: Block) -> _Map:
-        act, width = block.activation, block.expanded(x.channels)
-        y = x if block.expand == 1 else self.conv(f"{name}.expand", x, width, activation=act)
-        y = self.conv(f"{name}.depthwise", y, width, kernel=block.kernel, stride=block.stride,
-                      groups=width, activation=act)  # fmt: skip
-        if block.gate is not None:
-            y = self._gate(f"{name}.gate", block.gate, y, block.squeezed(x.channels), act)
-        y = self.conv(f"{name}.project", y, block.channels)
+        y = x
+        for part in block.parts(x.channels):
+            path = f"{name}.{part.name}"
+            y = self.conv(path, y, part) if isinstance(part, Conv) else self._gate(path, y, part)
         if not block.has_skip(x.channels):
             return y
         if not block.keeps_shape(x.channels):
             self._resnet_d(f"{name}.shortcut", x, block)
         return y.like()  # the sum; adding keeps nothing
 
-    def _gate(self, name: str, kind: Gate, x: _Map, squeezed: int, act: Activation) -> _Map:
+    def _gate(self, name: str, x: _Map, gate: Gating) -> _Map:
         """The gates multiply, and a product keeps both of its factors."""
+        kind, squeezed = gate.kind, gate.squeezed
         kept = [x]
         convolved: list[_Map] = []
         params = macs = 0
@@ -186,7 +175,7 @@ class _Walk:
         channels = _Map(x.channels, 1, 1)
         if kind in ("se", "scse"):  # mean, reduce, activation, expand, sigmoid
             reduced = _Map(squeezed, 1, 1)
-            activated, kept_by_act = _activation(reduced, act)
+            activated, kept_by_act = _activation(reduced, gate.activation)
             kept += [channels.like(), kept_by_act, activated, channels.like()]
             convolved += [reduced, channels]
             params += 2 * x.channels * squeezed + squeezed + x.channels
@@ -205,6 +194,8 @@ class _Walk:
             convolved += [channels]
             params += kernel
             macs += kernel * x.channels
+        if gate.sigmoid == "hard_sigmoid" and kind != "scse":  # keeps its input, not its output
+            kept += [x.like(1) if kind == "sse" else channels.like()]
         return self._add(name, kind, x, x.like(), kept, convolved,
                          kernel=kernel, params=params, macs=macs)  # fmt: skip
 
@@ -219,16 +210,29 @@ class _Walk:
 
     def head(self, x: _Map) -> None:
         spec = self.spec
-        x = self.conv("head.conv", x, spec.head_channels, activation=spec.activation)
+        x = self.conv("head.conv", x, spec.head_conv)
         average, maximum = _Map(x.channels, 1, 1), _Map(x.channels, 1, 1)
         pooled = {"avg": average, "max": maximum, "concat": _Map(2 * x.channels, 1, 1)}
         kept = [] if spec.pooling == "avg" else [x, maximum]  # a mean needs only the size
         y = self._add("head.pool", "pool", x, pooled[spec.pooling], kept)
+        if spec.head_hidden is not None:
+            y = self._hidden(y, spec.head_hidden)
         if spec.dropout > 0:  # keeps its mask, in fp32 on a CPU
             y = self._add("head.dropout", "dropout", y, y.like(), [y.like()])
         classes, weights = _Map(spec.num_classes, 1, 1), y.channels * spec.num_classes
         self._add("head.classifier", "linear", y, classes, [y],
                   params=weights + spec.num_classes, macs=weights)  # fmt: skip
+
+    def _hidden(self, x: _Map, width: int) -> _Map:
+        """Linear layer with bias or batch norm, and an activation."""
+        linear = x.like(width)
+        norm = linear.like() if self.spec.head_hidden_norm else linear
+        out, kept_by_act = _activation(norm, self.spec.activation)
+        kept = [x, kept_by_act] if norm is linear else [x, linear, kept_by_act]
+        biases = 2 * width if self.spec.head_hidden_norm else width
+        weights = x.channels * width
+        return self._add("head.hidden", "linear", x, out, kept,
+                         params=weights + biases, macs=weights)  # fmt: skip
 
 
 def _activation(x: _Map, activation: Activation | None) -> tuple[_Map, _Map]:
@@ -246,8 +250,9 @@ def _conv_norm_act(x: _Map, y: _Map, activation: Activation | None) -> tuple[_Ma
     return out, [x, y] if activation is None else [x, y, kept_by_act]
 
 
-def _padded(spec: Spec, x: _Map, kernel: int, stride: int) -> _Map:
+def _padded(spec: Spec, x: _Map, conv: Conv) -> _Map:
     """What the convolution is given: SAME padding at stride 2 makes a padded copy first."""
+    kernel, stride = (conv.kernel - 1) * conv.dilation + 1, conv.stride
     if spec.padding != "same" or kernel == 1 or stride == 1:
         return x
 

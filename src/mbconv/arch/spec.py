@@ -4,100 +4,57 @@ Everything numeric about a network is a field here; no behaviour hangs on a name
 package imports torch, so that tables and help are instant.
 """
 
-import difflib
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
 from dataclasses import replace as dataclass_replace
-from functools import cache
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
+from mbconv.arch.block import Activation, Block, Conv
+from mbconv.arch.fields import check, check_types, known, members
 from mbconv.errors import UserError
 
-SPEC_FORMAT = 1
+SPEC_FORMAT = 2
 
-Activation = Literal["relu", "relu6", "silu", "hard_swish", "gelu"]
-Gate = Literal["se", "sse", "scse", "eca"]
-Shortcut = Literal["identity", "resnet_d"]
+# Block fields that are set in several blocks at once; widths and strides are each block's own.
+_SHARED = {f.name for f in fields(Block)} - {"channels", "stride"}
+
 Padding = Literal["same", "symmetric"]
 Pooling = Literal["avg", "max", "concat"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
-    """One MBConv block: expand 1x1, depthwise k x k, gate, project 1x1, shortcut.
-
-    An `expand` of 1 has no expansion convolution (MBConv1 of the EfficientNet paper).
-    """
-
-    channels: int
-    kernel: int = 3
-    stride: int = 1
-    expand: float = 6.0
-    activation: Activation = "silu"
-    gate: Gate | None = None
-    gate_ratio: float = 0.25  # squeezed width / reference width
-    gate_base: Literal["input", "expanded"] = "input"  # the reference: the block's input or E
-    gate_divisor: int = 1  # the squeezed width is rounded to a multiple of it
-    shortcut: Shortcut | None = "identity"  # identity: where shapes allow; resnet_d: everywhere
-
-    def __post_init__(self) -> None:
-        where = "Block"
-        _check_types(where, self)
-        _check(where, "kernel", self.kernel, self.kernel in (3, 5, 7), "3, 5 or 7")
-        _check(where, "stride", self.stride, self.stride in (1, 2), "1 or 2")
-        _check(where, "expand", self.expand, 1 <= self.expand <= 32, "between 1 and 32")
-        _check(where, "gate_ratio", self.gate_ratio, 0 < self.gate_ratio <= 1, "in (0, 1]")
-
-    def expanded(self, in_channels: int) -> int:
-        """Width of the expanded map, `in_channels * expand`."""
-        return round(in_channels * self.expand)
-
-    def squeezed(self, in_channels: int) -> int:
-        """Width inside the gate's squeeze, at least 1."""
-        base = in_channels if self.gate_base == "input" else self.expanded(in_channels)
-        width = base * self.gate_ratio
-        if self.gate_divisor == 1:
-            return max(1, int(width))
-        return round_width(width, self.gate_divisor)
-
-    def keeps_shape(self, in_channels: int) -> bool:
-        """Whether input and output have one shape, so that an identity shortcut is possible."""
-        return self.stride == 1 and in_channels == self.channels
-
-    def has_skip(self, in_channels: int) -> bool:
-        """Whether the block carries a shortcut, given its input's width."""
-        if self.shortcut == "resnet_d":
-            return True
-        return self.shortcut == "identity" and self.keeps_shape(in_channels)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Consecutive blocks; the first may change width and stride, the others may not."""
+    """Consecutive blocks; the first may reduce, the others may not."""
 
     blocks: tuple[Block, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", _members("Stage", "blocks", self.blocks, Block))
+        object.__setattr__(self, "blocks", members("Stage", "blocks", self.blocks, Block))
         if not self.blocks:
             raise UserError("Stage needs at least one block; remove the stage instead.")
         for number, block in enumerate(self.blocks[1:], start=1):
-            _check(f"Stage block {number}", "stride", block.stride, block.stride == 1,
+            check(f"Stage block {number}", "stride", block.stride, block.stride == 1,
                    "1: only a stage's first block may reduce")  # fmt: skip
-            _check(f"Stage block {number}", "channels", block.channels,
-                   block.channels == self.channels,
-                   f"{self.channels} as in the first block")  # fmt: skip
 
     @property
     def channels(self) -> int:
-        return self.blocks[0].channels
+        """Width of the stage's output."""
+        return self.blocks[-1].channels
 
     @property
     def stride(self) -> int:
         return self.blocks[0].stride
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tap:
+    """A map that `features` can return: its name, its width, and the picture's side over its."""
+
+    name: str
+    channels: int
+    reduction: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +71,8 @@ class Spec:
     stem_kernel: int = 3
     stem_stride: int = 2
     head_channels: int = 1280
+    head_hidden: int | None = None  # width of a linear layer after pooling (MobileNetV3)
+    head_hidden_norm: bool = False  # with batch norm instead of a bias (MobileNetV4)
     activation: Activation = "silu"  # of stem and head
     pooling: Pooling = "avg"  # concat: average and maximum side by side, twice the width
     dropout: float = 0.2  # before the classifier
@@ -125,21 +84,45 @@ class Spec:
     width_divisor: int = 8  # rules that scale() follows
     width_tenth_rule: bool = True  # never round a width down by more than a tenth
     depth_rounding: Literal["ceil", "round"] = "ceil"
-    scale_ends: bool = True  # False (Lite): stem, head and depth of first and last stage stay
+    scale_stem: bool = True
+    scale_head: Literal["always", "never", "up"] = "always"
+    scale_outer_depth: bool = True  # False (Lite): the first and last stage are not repeated
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", _members("Spec", "stages", self.stages, Stage))
+        object.__setattr__(self, "stages", members("Spec", "stages", self.stages, Stage))
         if not self.stages:
             raise UserError("Spec needs at least one stage.")
         where = f"Spec {self.name!r}"
-        _check_types(where, self)
-        _check(where, "stem_kernel", self.stem_kernel, self.stem_kernel in (3, 5, 7), "3, 5 or 7")
-        _check(where, "stem_stride", self.stem_stride, self.stem_stride in (1, 2), "1 or 2")
+        check_types(where, self)
+        check(where, "stem_kernel", self.stem_kernel, self.stem_kernel in (3, 5, 7), "3, 5 or 7")
+        check(where, "stem_stride", self.stem_stride, self.stem_stride in (1, 2), "1 or 2")
         for name in ("dropout", "drop_path"):
             value = getattr(self, name)
-            _check(where, name, value, 0 <= value < 1, "at least 0 and below 1")
-        _check(where, "bn_eps", self.bn_eps, self.bn_eps > 0, "positive")
-        _check(where, "bn_momentum", self.bn_momentum, 0 < self.bn_momentum <= 1, "in (0, 1]")
+            check(where, name, value, 0 <= value < 1, "at least 0 and below 1")
+        check(where, "bn_eps", self.bn_eps, self.bn_eps > 0, "positive")
+        check(where, "bn_momentum", self.bn_momentum, 0 < self.bn_momentum <= 1, "in (0, 1]")
+
+    @property
+    def stem(self) -> Conv:
+        """The first convolution, from the picture."""
+        return Conv(
+            name="stem",
+            in_channels=self.in_channels,
+            out_channels=self.stem_channels,
+            kernel=self.stem_kernel,
+            stride=self.stem_stride,
+            activation=self.activation,
+        )
+
+    @property
+    def head_conv(self) -> Conv:
+        """The last convolution, before pooling."""
+        return Conv(
+            name="conv",
+            in_channels=self.stages[-1].channels,
+            out_channels=self.head_channels,
+            activation=self.activation,
+        )
 
     @property
     def num_blocks(self) -> int:
@@ -169,6 +152,20 @@ class Spec:
                 yield s, b, channels, block
                 channels = block.channels
 
+    def taps(self) -> tuple[Tap, ...]:
+        """The maps that `features` returns, in order: `stem`, `stage1`, `stage2` and so on."""
+        reduction = self.stem_stride
+        taps = [Tap(name="stem", channels=self.stem_channels, reduction=reduction)]
+        for number, stage in enumerate(self.stages, start=1):
+            reduction *= stage.stride
+            name = f"stage{number}"
+            taps.append(Tap(name=name, channels=stage.channels, reduction=reduction))
+        return tuple(taps)
+
+    def pyramid(self) -> tuple[Tap, ...]:
+        """The last map at each reduction: what a decoder or a feature pyramid is built on."""
+        return tuple({tap.reduction: tap for tap in self.taps()}.values())
+
     def drop_path_rates(self) -> tuple[float, ...]:
         """One rate a block: `drop_path * index / number of blocks`; the first drops nothing."""
         return tuple(self.drop_path * i / self.num_blocks for i in range(self.num_blocks))
@@ -180,20 +177,37 @@ class Spec:
         for an unknown field, with the nearest names.
         """
         own = {f.name for f in fields(Spec)}
-        of_block = {f.name for f in fields(Block)} - {"channels", "stride"}
-        _known("Spec", changes, own | of_block)
-        in_blocks = {k: v for k, v in changes.items() if k in of_block}
+        known("Spec", changes, own | _SHARED)
+        in_blocks = {k: v for k, v in changes.items() if k in _SHARED}
         spec = dataclass_replace(self, **{k: v for k, v in changes.items() if k in own})
         if not in_blocks:
             return spec
         return spec.map_blocks(lambda block: dataclass_replace(block, **in_blocks))
 
-    def map_blocks(self, change: Callable[[Block], Block]) -> "Spec":
-        """A copy whose blocks are `change(block)`."""
-        stages = tuple(
-            Stage(blocks=tuple(change(b) for b in stage.blocks)) for stage in self.stages
+    def replace_in(self, stages: Iterable[int], **changes: Any) -> "Spec":
+        """A copy with Block fields changed in some stages only, numbered from 1 as in `info`.
+
+        `spec.replace_in(range(5, 8), gate=None, activation="relu6")` changes stages 5 to 7.
+        Raises UserError for an unknown field and for a stage that there is not.
+        """
+        known("Block", changes, _SHARED)
+        numbers = set(stages)
+        for number in numbers:
+            expected = f"between 1 and {len(self.stages)}"
+            check(f"Spec {self.name!r}", "stage", number, 0 < number <= len(self.stages), expected)
+        return self.map_blocks(lambda block: dataclass_replace(block, **changes), numbers)
+
+    def map_blocks(
+        self, change: Callable[[Block], Block], stages: Collection[int] | None = None
+    ) -> "Spec":
+        """A copy whose blocks, in all stages or in those numbers from 1, are `change(block)`."""
+        changed = (
+            Stage(blocks=tuple(map(change, stage.blocks)))
+            if stages is None or number in stages
+            else stage
+            for number, stage in enumerate(self.stages, start=1)
         )
-        return dataclass_replace(self, stages=stages)
+        return dataclass_replace(self, stages=tuple(changed))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with the defaults left out; `from_dict` restores it exactly."""
@@ -211,18 +225,20 @@ class Spec:
             raise UserError("A spec is a JSON object with a list `stages`; this is something else.")
         data = dict(data)
         version = data.pop("format", SPEC_FORMAT)
-        if not isinstance(version, int) or version > SPEC_FORMAT:
+        if not isinstance(version, int) or not 1 <= version <= SPEC_FORMAT:
             raise UserError(
                 f"This spec has format {version!r}; this mbconv reads up to {SPEC_FORMAT}: "
                 "upgrade mbconv."
             )
-        _known("Spec", data, {f.name for f in fields(cls)})
+        if version == 1 and data.pop("scale_ends", True) is False:
+            data |= {"scale_stem": False, "scale_head": "never", "scale_outer_depth": False}
+        known("Spec", data, {f.name for f in fields(cls)})
         stages = []
         for number, blocks in enumerate(data.pop("stages"), start=1):
             if not isinstance(blocks, list) or not all(isinstance(b, dict) for b in blocks):
                 raise UserError(f"Spec stage {number} must be a list of blocks.")
             for block in blocks:
-                _known(f"Block in stage {number}", block, {f.name for f in fields(Block)})
+                known(f"Block in stage {number}", block, {f.name for f in fields(Block)})
                 if "channels" not in block:
                     raise UserError(f"A block in stage {number} lacks `channels`.")
             stages.append(Stage(blocks=tuple(Block(**block) for block in blocks)))
@@ -237,81 +253,6 @@ class Spec:
         return cls.from_dict(data)
 
 
-def round_width(width: float, divisor: int, tenth_rule: bool = True) -> int:
-    """Nearest multiple of `divisor`, at least `divisor`.
-
-    With `tenth_rule` never more than a tenth below `width` (the reference code of MobileNet and
-    EfficientNet V1; V2 drops the rule).
-    """
-    rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
-    return rounded + divisor if tenth_rule and rounded < 0.9 * width else rounded
-
-
-def eca_kernel(channels: int) -> int:
-    """Kernel of ECA's 1-D convolution (arXiv 1910.03151, equation 12 with gamma 2 and b 1).
-
-    The whole part of (log2 C + 1) / 2, made odd upwards.
-    """
-    size = int((math.log2(channels) + 1) / 2)
-    return size + 1 - size % 2
-
-
 def _changed(item: Block | Spec) -> dict[str, Any]:
     values = {f.name: getattr(item, f.name) for f in fields(item)}
     return {f.name: values[f.name] for f in fields(item) if values[f.name] != f.default}
-
-
-def _known(where: str, given: dict[str, Any], known: set[str]) -> None:
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else f"known: {sorted(known)}."
-            raise UserError(f"{where} has no field {name!r}; {hint}")
-
-
-def _check(where: str, name: str, value: Any, holds: bool, expected: str) -> None:
-    if not holds or (isinstance(value, float) and not math.isfinite(value)):
-        raise UserError(f"{where}: {name} is {value!r}; it must be {expected}.")
-
-
-def _check_types(where: str, item: Block | Spec) -> None:
-    """Hold every field against its annotation; whole numbers must be positive.
-
-    Numbers become floats where the field is one: `expand=4` and `expand=4.0` are one network and
-    must have one hash.
-    """
-    for f in fields(item):
-        value = getattr(item, f.name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if f.type is int:
-            holds = whole and 0 < value < 2**31
-            _check(where, f.name, value, holds, "a positive whole number below 2**31")
-        elif f.type is float:
-            holds = (whole and abs(value) < 2**31) or isinstance(value, float)
-            _check(where, f.name, value, holds, "a finite number")
-            object.__setattr__(item, f.name, float(value))
-        elif f.type is bool:
-            _check(where, f.name, value, isinstance(value, bool), "true or false")
-        elif f.type is str:
-            _check(where, f.name, value, isinstance(value, str), "a text")
-        elif allowed := _choices(f.type):
-            expected = "one of " + ", ".join(map(str, allowed))
-            _check(where, f.name, value, value in allowed, expected)
-
-
-@cache
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    """The values that `Literal[...]` or `Literal[...] | None` allows; () for anything else."""
-    if get_origin(annotation) is Literal:
-        return get_args(annotation)
-    if annotation is type(None):
-        return (None,)
-    if isinstance(annotation, type) or get_origin(annotation) is tuple:
-        return ()
-    return tuple(value for part in get_args(annotation) for value in _choices(part))
-
-
-def _members(where: str, name: str, value: Any, kind: type) -> tuple[Any, ...]:
-    holds = isinstance(value, list | tuple) and all(isinstance(item, kind) for item in value)
-    _check(where, name, value, holds, f"a tuple of {kind.__name__} objects")
-    return tuple(value)

@@ -2,13 +2,14 @@
 
 from mbconv.nn.block import DropPath, MBConvBlock, ResNetD
 from mbconv.nn.conv import Conv2d, ConvNormAct
-from mbconv.nn.model import Head, MBConvNet, build
+from mbconv.nn.model import Head, Hidden, MBConvNet, build
 
 __all__ = [
     "Conv2d",
     "ConvNormAct",
     "DropPath",
     "Head",
+    "Hidden",
     "MBConvBlock",
     "MBConvNet",
     "ResNetD",

@@ -3,9 +3,12 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mbconv.arch.spec import Block, Spec
+from mbconv.arch.block import Block, Conv, Gating
+from mbconv.arch.spec import Spec
 from mbconv.nn.conv import ConvNormAct
 from mbconv.nn.gate import make_gate
+
+_BRANCH = ("start", "expand", "depthwise", "gate", "project")
 
 
 class DropPath(nn.Module):
@@ -42,7 +45,9 @@ class ResNetD(nn.Module):
             if stride == 2
             else nn.Identity()
         )
-        self.project = ConvNormAct(spec, in_channels, out_channels, activation=None)
+        self.project = ConvNormAct(
+            spec, Conv(name="project", in_channels=in_channels, out_channels=out_channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', ceil(H/stride), ceil(W/stride)]."""
@@ -51,27 +56,26 @@ class ResNetD(nn.Module):
 
 
 class MBConvBlock(nn.Module):
-    """Inverted residual: expand 1x1, depthwise k x k, gate, project 1x1, plus the shortcut.
+    """The branch that `block.parts` lists, plus the shortcut.
 
-    MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381), with the gate of MnasNet and EfficientNet
-    (arXiv 1807.11626, 1905.11946) after the depthwise convolution. `expand`, `gate` and
-    `shortcut` are None where the block has none; `drop_path` is the rate of stochastic depth,
-    without effect where there is no shortcut.
+    `start`, `expand`, `depthwise`, `gate`, `project` and `shortcut` are None where the block has
+    none; `drop_path` is the rate of stochastic depth, without effect where there is no shortcut.
     """
+
+    start: ConvNormAct | None
+    expand: ConvNormAct | None
+    depthwise: ConvNormAct | None
+    gate: nn.Module | None
+    project: ConvNormAct | None
+    shortcut: nn.Module | None
 
     def __init__(self, spec: Spec, block: Block, in_channels: int, drop_path: float = 0.0) -> None:
         super().__init__()
-        act, width = block.activation, block.expanded(in_channels)
-        self.expand = (
-            None if block.expand == 1 else ConvNormAct(spec, in_channels, width, activation=act)
-        )
-        self.depthwise = ConvNormAct(
-            spec, width, width, block.kernel, stride=block.stride, groups=width, activation=act
-        )
-        squeezed = block.squeezed(in_channels)
-        self.gate = None if block.gate is None else make_gate(block.gate, width, squeezed, act)
-        self.project = ConvNormAct(spec, width, block.channels, activation=None)
-        self.shortcut: nn.Module | None = None
+        parts = {part.name: part for part in block.parts(in_channels)}
+        for name in _BRANCH:
+            part = parts.get(name)
+            self.register_module(name, None if part is None else _make_part(spec, part))
+        self.shortcut = None
         if block.has_skip(in_channels):
             self.shortcut = (
                 nn.Identity()
@@ -79,17 +83,20 @@ class MBConvBlock(nn.Module):
                 else ResNetD(spec, in_channels, block.channels, block.stride)
             )
             self.drop_path = DropPath(drop_path)
-            if spec.zero_gamma:
+            if spec.zero_gamma and self.project is not None:  # behind a ReLU nothing would learn
                 nn.init.zeros_(self.project.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', ceil(H/stride), ceil(W/stride)]."""
-        y: Tensor = x if self.expand is None else self.expand(x)
-        y = self.depthwise(y)
-        if self.gate is not None:
-            y = self.gate(y)
-        y = self.project(y)
+        y: Tensor = x
+        for part in (self.start, self.expand, self.depthwise, self.gate, self.project):
+            if part is not None:
+                y = part(y)
         if self.shortcut is None:
             return y
         y = self.drop_path(y) + self.shortcut(x)
         return y
+
+
+def _make_part(spec: Spec, part: Conv | Gating) -> nn.Module:
+    return ConvNormAct(spec, part) if isinstance(part, Conv) else make_gate(part)

@@ -4,16 +4,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mbconv.arch.spec import Activation, Padding, Spec
+from mbconv.arch.block import Conv
+from mbconv.arch.spec import Padding, Spec
 from mbconv.nn.activation import make_activation
 
 
 class Conv2d(nn.Conv2d):
     """Square convolution without bias, odd kernel: [N, C, H, W] -> [N, C', ceil(H/s), ceil(W/s)].
 
-    `symmetric` pads kernel // 2 on every side. `same` is TensorFlow's rule: the least padding
-    that gives the output size, and where it is odd, the extra row goes to the bottom and the
-    extra column to the right. The two differ only at stride 2 on even sizes.
+    `symmetric` pads kernel // 2 * dilation on every side. `same` is TensorFlow's rule: the least
+    padding that gives the output size, and where it is odd, the extra row goes to the bottom and
+    the extra column to the right. The two differ only at stride 2 on even sizes.
     """
 
     def __init__(
@@ -23,6 +24,7 @@ class Conv2d(nn.Conv2d):
         kernel: int,
         *,
         stride: int = 1,
+        dilation: int = 1,
         groups: int = 1,
         padding: Padding = "symmetric",
     ) -> None:
@@ -33,7 +35,8 @@ class Conv2d(nn.Conv2d):
             out_channels,
             kernel,
             stride,
-            padding=0 if self.pads_by_size else kernel // 2,
+            padding=0 if self.pads_by_size else kernel // 2 * dilation,
+            dilation=dilation,
             groups=groups,
             bias=False,
         )
@@ -58,36 +61,32 @@ class Conv2d(nn.Conv2d):
 
     def _sides(self, size: int) -> tuple[int, int]:
         """SAME padding before and after, for one axis."""
-        kernel, stride = self.kernel_size[0], self.stride[0]
+        kernel, stride = (self.kernel_size[0] - 1) * self.dilation[0] + 1, self.stride[0]
         total = max((size - 1) // stride * stride + kernel - size, 0)
         return total // 2, total - total // 2
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, batch norm and, unless `activation` is None, an activation.
+    """The convolution that `conv` describes, batch norm and activation.
 
     Padding rule and batch-norm numerics come from the spec. A batch norm in evaluation mode is
     folded into the convolution on the way, also in training with frozen statistics: the same
     function and gradients without a pass of its own over the map.
     """
 
-    def __init__(
-        self,
-        spec: Spec,
-        in_channels: int,
-        out_channels: int,
-        kernel: int = 1,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        activation: Activation | None,
-    ) -> None:
+    def __init__(self, spec: Spec, conv: Conv) -> None:
         super().__init__()
         self.conv = Conv2d(
-            in_channels, out_channels, kernel, stride=stride, groups=groups, padding=spec.padding
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel,
+            stride=conv.stride,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            padding=spec.padding,
         )
-        self.norm = nn.BatchNorm2d(out_channels, eps=spec.bn_eps, momentum=spec.bn_momentum)
-        self.act = nn.Identity() if activation is None else make_activation(activation)
+        self.norm = nn.BatchNorm2d(conv.out_channels, eps=spec.bn_eps, momentum=spec.bn_momentum)
+        self.act = make_activation(conv.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', ceil(H/stride), ceil(W/stride)]."""

@@ -1,11 +1,14 @@
 """From a Spec to a network."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mbconv.arch.fields import known
 from mbconv.arch.spec import Pooling, Spec
+from mbconv.nn.activation import make_activation
 from mbconv.nn.block import MBConvBlock
 from mbconv.nn.conv import ConvNormAct
 from mbconv.preprocessing import Preprocessing
@@ -31,21 +34,43 @@ class Pool(nn.Module):
         return self.kind
 
 
-class Head(nn.Module):
-    """1x1 convolution, global pooling, dropout, linear classifier."""
+class Hidden(nn.Module):
+    """Linear layer behind the pooling (MobileNetV3), with batch norm (V4) or a bias; activation."""
 
-    def __init__(self, spec: Spec, in_channels: int) -> None:
+    def __init__(self, spec: Spec, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.conv = ConvNormAct(spec, in_channels, spec.head_channels, activation=spec.activation)
+        self.linear = nn.Linear(in_features, out_features, bias=not spec.head_hidden_norm)
+        self.norm: nn.BatchNorm1d | None = None
+        if spec.head_hidden_norm:
+            self.norm = nn.BatchNorm1d(out_features, eps=spec.bn_eps, momentum=spec.bn_momentum)
+        self.act = make_activation(spec.activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C] -> [N, C']."""
+        y: Tensor = self.linear(x)
+        y = self.act(y if self.norm is None else self.norm(y))
+        return y
+
+
+class Head(nn.Module):
+    """1x1 convolution, global pooling, hidden layer where there is one, dropout, classifier."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.conv = ConvNormAct(spec, spec.head_conv)
         self.pool = Pool(spec.pooling)
-        self.dropout = nn.Dropout(spec.dropout)
         width = spec.head_channels * (2 if spec.pooling == "concat" else 1)
+        self.hidden: Hidden | None = None
+        if spec.head_hidden is not None:
+            self.hidden = Hidden(spec, width, spec.head_hidden)
+            width = spec.head_hidden
+        self.dropout = nn.Dropout(spec.dropout)
         self.classifier = nn.Linear(width, spec.num_classes)
 
     def pooled(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, classifier.in_features], before dropout."""
         y: Tensor = self.pool(self.conv(x))
-        return y
+        return y if self.hidden is None else self.hidden(y)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> logits [N, num_classes]."""
@@ -69,37 +94,38 @@ class MBConvNet(nn.Module):
         self.preprocessing = Preprocessing(
             resolution=spec.resolution, resize=round(spec.resolution / CROP)
         )
-        self.stem = ConvNormAct(
-            spec,
-            spec.in_channels,
-            spec.stem_channels,
-            spec.stem_kernel,
-            stride=spec.stem_stride,
-            activation=spec.activation,
-        )
+        self.stem = ConvNormAct(spec, spec.stem)
         stages: list[list[MBConvBlock]] = [[] for _ in spec.stages]
         for (s, _, channels, block), rate in zip(
             spec.blocks(), spec.drop_path_rates(), strict=True
         ):
             stages[s].append(MBConvBlock(spec, block, channels, rate))
         self.stages = nn.Sequential(*(nn.Sequential(*blocks) for blocks in stages))
-        self.head = Head(spec, spec.stages[-1].channels)
+        self.head = Head(spec)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised pictures [N, in_channels, H, W], any H and W -> logits [N, num_classes]."""
         y: Tensor = self.head(self.stages(self.stem(x)))
         return y
 
-    def features(self, x: Tensor) -> dict[str, Tensor]:
+    def features(self, x: Tensor, taps: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The maps by name, in order: `stem`, then `stage1`, `stage2` and so on.
 
         Each is [N, C, H, W]; every stride on the way divides H and W by itself, rounding up.
+        `spec.taps()` knows their widths and reductions, `spec.pyramid()` the last map of each
+        reduction. `taps` names those to return; nothing behind the last of them is computed.
+        Raises UserError for a name that is none of them.
         """
-        x = self.stem(x)
-        maps = {"stem": x}
-        for number, stage in enumerate(self.stages, start=1):
-            x = stage(x)
-            maps[f"stage{number}"] = x
+        names = [tap.name for tap in self.spec.taps()]
+        wanted = set(names if taps is None else taps)
+        known(f"The network {self.spec.name!r}", wanted, set(names), kind="map")
+        maps: dict[str, Tensor] = {}
+        for name, part in zip(names, (self.stem, *self.stages), strict=True):
+            if len(maps) == len(wanted):
+                break
+            x = part(x)
+            if name in wanted:
+                maps[name] = x
         return maps
 
     def pooled(self, x: Tensor) -> Tensor:
@@ -124,8 +150,8 @@ def build(spec: Spec) -> MBConvNet:
     """A network with fresh weights, drawn from torch's global generator.
 
     Initialised as EfficientNet's reference code does: convolutions normal with variance
-    2 / fan-out, where fan-out is k * k * out / groups; the classifier uniform within
-    1 / sqrt(num_classes); biases zero. ECA's 1-D convolutions keep torch's default.
+    2 / fan-out, where fan-out is k * k * out / groups; linear layers uniform within
+    1 / sqrt(outputs); biases zero. ECA's 1-D convolutions keep torch's default.
     """
     model = MBConvNet(spec)
     for module in model.modules():
@@ -146,4 +172,5 @@ def _init_conv(conv: nn.Conv2d) -> None:
 def _init_linear(linear: nn.Linear) -> None:
     bound = linear.out_features**-0.5
     nn.init.uniform_(linear.weight, -bound, bound)
-    nn.init.zeros_(linear.bias)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)

@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mbconv.arch.block import Block
 from mbconv.arch.cost import Cost, Operator, cost
-from mbconv.arch.spec import Block, Spec
+from mbconv.arch.scale import small_map
+from mbconv.arch.spec import Spec
 
 if TYPE_CHECKING:  # rich takes half of the time that `mbconv info` may take; --json needs none
     from rich.console import RenderableType
@@ -20,8 +22,9 @@ _GATES = {None: "", "se": " SE", "sse": " sSE", "scse": " scSE", "eca": " ECA"}
 def info_dict(spec: Spec, resolution: int | None = None) -> dict[str, Any]:
     """Everything `mbconv info --json` prints: sums, operators and the spec itself, as plain data.
 
-    Bytes are those of one picture in fp32, see `mbconv.arch.cost.Cost`. Raises UserError for a
-    resolution that is no positive whole number.
+    Bytes are those of one picture in fp32, see `mbconv.arch.cost.Cost`. `warning` is a sentence
+    where the last map is very small, or None. Raises UserError for a resolution that is no
+    positive whole number.
     """
     return {
         "name": spec.name,
@@ -29,6 +32,7 @@ def info_dict(spec: Spec, resolution: int | None = None) -> dict[str, Any]:
         "source": spec.source,
         "blocks": spec.num_blocks,
         "skippable": spec.skippable,
+        "warning": small_map(spec, resolution or spec.resolution),
         **cost(spec, resolution).to_dict(),
         "spec": spec.to_dict(),
     }
@@ -40,7 +44,7 @@ def network_table(spec: Spec, resolution: int | None = None) -> "Table":
 
     figures = cost(spec, resolution)
     table = _table(
-        Table(title=_title(spec, figures), caption=_caption(spec), caption_justify="left"),
+        Table(title=_title(spec, figures), caption=_caption(spec, figures), caption_justify="left"),
         ("module", "operator", "skip"),
         ("kernel", "stride", "channels", "output", "params", "MMACs", "out MiB", "kept MiB"),
     )
@@ -53,14 +57,15 @@ def network_table(spec: Spec, resolution: int | None = None) -> "Table":
         _add_row(table, f"stage{s + 1}", label, inside, style="bold")
         for b, block in enumerate(stage.blocks):
             parts = [op for op in inside if op.name.startswith(f"stages.{s}.{b}.")]
-            depthwise = operators[f"stages.{s}.{b}.depthwise"]
-            label = f"MBConv{block.expand:g}{_GATES[block.gate]}"
-            _add_row(table, f"stages.{s}.{b}", label, parts, depthwise,
+            largest = max(parts, key=lambda op: (op.kernel, op.stride))
+            _add_row(table, f"stages.{s}.{b}", _label(block), parts, largest,
                      skip=_skip(block, parts[0].in_channels))  # fmt: skip
         table.add_section()
     head = operators["head.conv"]
     _add_row(table, "head", "Conv", [head], head)
     _add_row(table, "", f"{spec.pooling} pool", [operators["head.pool"]])
+    if spec.head_hidden is not None:
+        _add_row(table, "", "Linear", [operators["head.hidden"]])
     rest = [operators[name] for name in ("head.dropout", "head.classifier") if name in operators]
     _add_row(table, "", "Linear", rest)
     table.add_section()
@@ -130,7 +135,7 @@ def _title(spec: Spec, figures: Cost) -> "Text":
     )
 
 
-def _caption(spec: Spec) -> "Text":
+def _caption(spec: Spec, figures: Cost) -> "Text":
     from rich.text import Text
 
     lines = [
@@ -139,7 +144,19 @@ def _caption(spec: Spec) -> "Text":
         "skip: an identity shortcut, or D for ResNet-D's pooling and 1x1 convolution.",
         f"spec {spec.hash}" + (f", {spec.source}" if spec.source else ""),
     ]
+    warning = small_map(spec, figures.resolution)
+    if warning is not None:
+        lines.append(warning)
     return Text("\n".join(lines))
+
+
+def _label(block: Block) -> str:
+    """The block's name in its paper: MBConv6, Fused-MBConv4, UIB4 with its depthwise kernels."""
+    if block.kind == "fused" and block.unexpanded:
+        return "Conv" + _GATES[block.gate]
+    name = {"mbconv": "MBConv", "fused": "Fused-MBConv", "uib": "UIB"}[block.kind]
+    kernels = f" {block.start_kernel}+{block.kernel}" if block.kind == "uib" else ""
+    return f"{name}{block.expand:g}{kernels}{_GATES[block.gate]}"
 
 
 def _skip(block: Block, in_channels: int) -> str:

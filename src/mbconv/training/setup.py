@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from mbconv.arch.scale import small_map
 from mbconv.data.audit import Audit, audit, drop_unreadable
 from mbconv.data.loader import Batch
 from mbconv.data.source import Dataset, scan, split
@@ -137,6 +138,12 @@ def fit_budget(recipe: Recipe, rate: float, seconds: float, sizes: dict[str, int
     head = recipe.head_resolution and phases[0].resolution
     smaller = replace(recipe, phases=phases, head_resolution=head)
     return recipes.plan_epochs(smaller, round(at_epoch), left(side), rate)
+
+
+def warn_of_small_maps(network: MBConvNet, recipe: Recipe, reporter: Reporter) -> None:
+    warning = small_map(network.spec, recipe.resolution)
+    if warning is not None:
+        reporter.say(f"  {warning}", style="yellow")
 
 
 def describe(recipe: Recipe, machine: Machine) -> str:
