@@ -82,6 +82,11 @@ def test_train_eval_predict(data: Path, tmp_path: Path) -> None:
     assert f"mbconv predict {out}" in done.output
     record = json.loads(run("eval", out, data, "--split", "all", "--json").output)
     assert record["n"] == 36
+    learnt = len(json.loads((out / "data.json").read_text())["splits"]["train"])
+    assert record["detail"]["trained_on"] == learnt > 0
+    assert f"trained on {learnt} of these pictures" in run("eval", out, data).output
+    elsewhere = write_model(tmp_path / "elsewhere.safetensors", SMALL.replace(num_classes=3))
+    assert "not held out" not in run("eval", elsewhere, data).output
     assert record["low"] <= record["value"] <= record["high"]
     good, broken = data / "class0/0.png", tmp_path / "broken.png"
     broken.write_bytes(b"no picture")

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -137,6 +138,7 @@ def train(data: Path | None, resume: Path | None, **options: Any) -> None:
     """
     if (data is None) == (resume is None):
         raise click.UsageError("Give a folder of pictures, or --resume and a run folder.")
+    started = time.perf_counter()  # the budget counts from here, and importing torch takes a while
     from mbconv.training import run
     from mbconv.training.folder import read_config
 
@@ -149,7 +151,9 @@ def train(data: Path | None, resume: Path | None, **options: Any) -> None:
         if config is not None:
             _refuse_beside("--config", "the config decides", but=("data", "out"))
             model = read_config(config)["model"]
-        done = run.train(model, data, out or _free_folder(data), config=config, **options)
+        done = run.train(
+            model, data, out or _free_folder(data), config=config, started=started, **options
+        )
     click.echo(f"predict: mbconv predict {done.path} PICTURE...")
 
 

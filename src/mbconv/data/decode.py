@@ -131,8 +131,8 @@ def _finish(
         rgb = rgb.transpose(turn)
         if orientation >= 5:
             size = size[1], size[0]
-    elif rgb is image:
-        rgb = image.copy()  # closing the file would close the picture with it
+    elif rgb is image and _frames(image) > 1:
+        rgb = image.copy()  # it would go back to the closed file for other frames
     rgb.info = {}  # metadata would travel to worker processes with every picture
     return rgb, Facts(*size, mode, turn is not None, _frames(image))
 

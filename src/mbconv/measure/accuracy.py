@@ -5,6 +5,8 @@ metrics, `evaluate` does both and returns a Record. Training calls the same func
 """
 
 import difflib
+import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -131,10 +133,13 @@ def evaluate(
 
     `detail` has what `summarize` returns (but n and top1), and split, data, unreadable
     [{path, reason}] and mistakes [{path, true, predicted, score}], most confident first, with
-    paths relative to the data's folder. Raises UserError where the classes do not match,
+    paths relative to the data's folder; of a run folder's network also `trained_on`, how many of
+    the pictures it learnt from. Raises UserError where the classes do not match,
     the split is missing or no picture is readable.
     """
+    learnt: frozenset[str] = frozenset()
     if isinstance(model, str | Path):
+        learnt = _training_pictures(Path(model))
         model = load(model)
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     root: Path | None = None
@@ -161,7 +166,20 @@ def evaluate(
         )
     mapped = [Sample(sample.path, numbers[sample.label]) for sample in samples]
     collected = collect(predictor, mapped, progress=progress)
-    return _record(predictor, collected, () if names is None else numbers, root, split)
+    record = _record(predictor, collected, () if names is None else numbers, root, split)
+    if learnt:
+        record.detail["trained_on"] = sum(os.path.realpath(s.path) in learnt for s in mapped)
+    return record
+
+
+def _training_pictures(model: Path) -> frozenset[str]:
+    """The pictures that a run folder's network, or the model file in one, has learnt from."""
+    path = (model if model.is_dir() else model.parent) / "data.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return frozenset(os.path.join(data["root"], name) for name in data["splits"]["train"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return frozenset()  # not in a run folder
 
 
 def _record(

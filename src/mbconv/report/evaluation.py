@@ -67,6 +67,9 @@ def _scores(record: Record) -> Table:
     if detail.get("data"):
         split = "" if detail.get("split") in (None, "all") else f", split {detail['split']}"
         _row(table, "measured on", "", f"{detail['data']}{split}")
+    if detail.get("trained_on"):
+        known = f"{detail['trained_on']:,} of these pictures"
+        _row(table, "not held out", "", f"the network was trained on {known}")
     return table
 
 

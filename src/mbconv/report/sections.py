@@ -99,7 +99,7 @@ def curve(run: RunFolder) -> Json:
         ],
         "phases": figures.phases(run.epochs),
         "stops": stops,
-        "best": f"Kept is epoch{stops[best[0]].text[5:]}" if best else "",
+        "best": "Kept is e" + stops[best[0]].text.removeprefix("E") if best else "",
         "diverged": diverged,
         "n": len(run.splits.get("val", ())),
     }

@@ -33,6 +33,7 @@ def train(
     config: str | Path | None = None,
     on_epoch: OnEpoch | None = None,
     quiet: bool = False,
+    started: float | None = None,
 ) -> Run:
     """Fine-tune (or, without pretrained weights, train) `model` on the pictures in `data`.
 
@@ -42,7 +43,8 @@ def train(
     (seconds) plans both so that the run ends in that time. `device` is auto, cpu, cuda or mps;
     `flip` mirrors half of the pictures. `config` is an earlier run's config.json, whose recipe,
     seed and machine are used again instead. `on_epoch(network, metrics)` is called with the
-    averaged network after the head's fit and after each epoch.
+    averaged network after the head's fit and after each epoch. `started` is the time on
+    `time.perf_counter` that the budget counts from, by default now.
 
     Raises UserError for everything that the user can mend. Ctrl-C leaves a run that `resume`
     continues.
@@ -51,6 +53,7 @@ def train(
         epochs=epochs, budget=budget, resolution=resolution, seed=seed, device=device, flip=flip
     )
     session = Session(Path(out), Reporter(quiet), on_epoch)
+    session.started = started or session.started
     with session.interruptible():
         session.prepare(model, data, settings, config)
         session.fit_head()

@@ -108,7 +108,7 @@ def choose_machine(network: MBConvNet, recipe: Recipe, machine: Machine) -> Mach
 
 
 # A step takes this much longer while pictures are read beside it (measured on two cores).
-LOADED = 1.2
+LOADED = 1.35
 
 
 def pixel_rate(recipe: Recipe, machine: Machine) -> float:
