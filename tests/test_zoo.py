@@ -1,8 +1,12 @@
 """The named networks against their published figures."""
 
+from dataclasses import replace
+
 import pytest
 
+from mbconv.arch.block import Block
 from mbconv.arch.cost import cost
+from mbconv.arch.scale import scale
 from mbconv.arch.spec import Spec
 from mbconv.arch.zoo import get_spec, list_specs
 from mbconv.errors import UserError
@@ -199,3 +203,31 @@ def test_an_unknown_name_gets_the_nearest_ones(name: str, nearest: str) -> None:
         get_spec(name)
     assert repr(name) in str(caught.value)
     assert nearest in str(caught.value)
+
+
+def test_where_sources_disagree_a_field_gives_the_other_count() -> None:
+    """V2-B3 with V1's rounding of widths; MobileNetV3 with expanded widths scaled as such."""
+    v2 = get_spec("efficientnetv2_b0").replace(width_tenth_rule=True)
+    assert cost(scale(v2, width=1.2, depth=1.4)).params == 14_377_062
+    v3 = get_spec("mobilenetv3_large_100")
+    inputs = iter([channels for *_, channels, _ in v3.blocks()])
+
+    def absolute(block: Block) -> Block:
+        expanded = block.expanded(next(inputs))
+        return block if block.unexpanded else replace(block, expand_from=expanded, expand=1)
+
+    same = v3.map_blocks(absolute)
+    assert cost(same) == cost(v3)
+    assert cost(scale(same, width=0.75)).params == 3_928_296
+    assert cost(get_spec("mobilenetv3_large_075")).params == 3_993_528
+
+
+def test_mobilenet_v3s_ends_on_an_efficientnet() -> None:
+    """16 filters in the stem; pooling before the widest layer, in place of the last stage."""
+    b0 = get_spec("efficientnet_b0")
+    redone = b0.replace(stem_channels=16, stages=b0.stages[:-1], head_channels=960,
+                        head_hidden=1280)  # fmt: skip
+    ops = {op.name: op for op in cost(redone).operators}
+    assert (ops["stem"].out_channels, ops["head.conv"].height) == (16, 7)
+    assert ops["head.hidden"].params == 960 * 1280 + 1280
+    assert cost(redone).macs < 0.9 * cost(b0).macs
