@@ -41,6 +41,9 @@ def test_info() -> None:
     skips = json.loads(run("info", "--skips", "--json").output)
     assert [row["skippable"] for row in skips] == [9, 16, 16, 19, 25, 32, 38, 48]
     assert "efficientnet_lite4" in run("info").output.split()
+    rows = {row["name"]: row for row in json.loads(run("info", "--json").output)}
+    assert list(rows) == list(mbconv.list_specs())
+    assert rows["efficientnet_b0"]["macs"] == figures["macs"]
 
 
 def test_info_reshapes_and_saves(tmp_path: Path) -> None:

@@ -101,8 +101,11 @@ def info(
         else:
             network.show(network.skip_table(specs))
     elif model is None:
-        names = list_specs()
-        click.echo(json.dumps(names) if as_json else "\n".join(names))
+        specs = [get_spec(name) for name in list_specs()]
+        if as_json:
+            click.echo(json.dumps(network.zoo_rows(specs), indent=2))
+        else:
+            network.show(network.zoo_table(specs))
     else:
         spec = _shaped(_spec(model), **shape)
         if save is not None:
