@@ -1,4 +1,4 @@
-"""What MODEL means: a zoo name, a spec.json, a model file or a run folder."""
+"""What MODEL means: a network's name here or elsewhere, a spec.json, a model file, a run folder."""
 
 import os
 from pathlib import Path
@@ -12,6 +12,8 @@ from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet, build
 from mbconv.weights import file
 from mbconv.weights.assemble import misfit
+from mbconv.weights.installed import load_installed
+from mbconv.weights.libraries import is_library_model, library_spec
 from mbconv.weights.pretrained import load_pretrained, pretrained_names
 
 MODEL_FILE = "model.safetensors"  # in a run folder
@@ -29,9 +31,12 @@ def create_model(
 ) -> MBConvNet:
     """A network to train, in training mode.
 
-    `model` is a Spec, a zoo name, a spec.json, a model file or a run folder; an existing path
-    wins over a name. `pretrained` takes the published weights of the network of that name; a
-    model file or run folder always brings its own weights. `num_classes`, `in_channels` and
+    `model` is a Spec, a zoo name, a network of another library (`timm:tf_efficientnet_b0`,
+    `torchvision:efficientnet_b0`), a spec.json, a model file or a run folder; an existing path
+    wins over a name. `pretrained` takes the published weights of the network of that name, for
+    another library's through that library, which must be installed; which of several sets is
+    written `timm:efficientnet_b0.ra_in1k` or `torchvision:efficientnet_b1@IMAGENET1K_V2`. A model
+    file or run folder always brings its own weights. `num_classes`, `in_channels` and
     `spec_changes` (fields of Spec or Block, as for `Spec.replace`) change the network first.
 
     Weights are carried over into the changed network:
@@ -50,26 +55,31 @@ def create_model(
     if in_channels is not None:
         changes["in_channels"] = in_channels
     source = model if isinstance(model, Spec) else _resolve(model)
-    spec = (source if isinstance(source, Spec) else source.spec).replace(**changes)
+    if isinstance(source, Spec) and not pretrained:
+        return build(source.replace(**changes))
+    base = source if isinstance(source, Spec) else source.spec
     if isinstance(source, Spec):
-        if not pretrained:
-            return build(spec)
-        keeps_classes = spec.num_classes == source.num_classes
-        source = load_pretrained(source.name, labels=keeps_classes)
+        keeps_classes = changes.get("num_classes", source.num_classes) == source.num_classes
+        source = _published(source.name, labels=keeps_classes)
+        if is_library_model(str(model)):  # which of several weights decides classes and resolution
+            base = source.spec
+    spec = base.replace(**changes)
     return (source if spec == source.spec else _carry_over(source, spec)).train()
 
 
 def load(model: str | Path) -> MBConvNet:
     """A trained network, in evaluation mode, with `.spec .labels .preprocessing .provenance`.
 
-    `model` is a model file, a run folder or a zoo name with published weights; an existing path
-    wins over a name. Raises UserError for anything else, with what to do.
+    `model` is a model file, a run folder or a network's name with published weights, here or in
+    another library, as for `create_model`; an existing path wins over a name. Raises UserError
+    for anything else, with what to do.
     """
     source = _resolve(model)
     if isinstance(source, MBConvNet):
         return source
-    if _existing(model) is None and source.name in pretrained_names():
-        return load_pretrained(source.name)
+    named = _existing(model) is None
+    if named and (is_library_model(source.name) or source.name in pretrained_names()):
+        return _published(source.name)
     raise UserError(
         f"{model} is a network without weights. Train it (mbconv train DIR --model {model}), or "
         f"take one that has weights: {', '.join(pretrained_names())}, or a model file."
@@ -80,10 +90,17 @@ def _resolve(model: str | Path) -> Spec | MBConvNet:
     """The spec or the trained network that a path or name stands for."""
     path = _existing(model)
     if path is None:
-        return get_spec(str(model))
+        name = str(model)
+        return library_spec(name) if is_library_model(name) else get_spec(name)
     if path.is_dir():
         return _from_folder(path)
     return _read_spec(path) if path.suffix == ".json" else file.load(path)
+
+
+def _published(name: str, labels: bool = True) -> MBConvNet:
+    """The network `name` with its published weights, as `load_pretrained` gives it."""
+    loader = load_installed if is_library_model(name) else load_pretrained
+    return loader(name, labels=labels)
 
 
 def _existing(model: str | Path) -> Path | None:
