@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 Act = Literal["none", "relu", "relu6", "silu", "hard_swish"]
 ACTIVATIONS: tuple[Act, ...] = ("none", "relu", "relu6", "silu", "hard_swish")
@@ -41,7 +42,7 @@ def normalise(
     x: Tensor, norm: Tensor, act: Act, factor: Tensor | None = None, addend: Tensor | None = None
 ) -> Tensor:
     """act(norm(x)) * factor + addend, in x's format."""
-    y = _value(_normal(x, norm) * norm[2] + norm[3], act)
+    y = value_of(_normal(x, norm) * norm[2] + norm[3], act)
     if factor is not None:
         y = y * factor[:, None, None]
     if addend is not None:
@@ -51,7 +52,7 @@ def normalise(
 
 def pool(x: Tensor, norm: Tensor, act: Act) -> Tensor:
     """Mean of act(norm(x)) over a sample's pixels, [N, C]."""
-    return _value(_normal(x, norm) * norm[2] + norm[3], act).mean((1, 2))
+    return value_of(_normal(x, norm) * norm[2] + norm[3], act).mean((1, 2))
 
 
 def reduce(
@@ -72,7 +73,7 @@ def reduce(
     """
     normal = _normal(x, norm)
     z = normal * norm[2] + norm[3]
-    value, slope = _value(z, act), _slope(z, act)
+    value, slope = value_of(z, act), slope_of(z, act)
     none = torch.zeros_like(value[:, 0, 0])
     g = torch.zeros_like(value) if grad is None else grad.to(value.dtype)
     terms = [g * slope, g * slope * normal]
@@ -104,7 +105,7 @@ def apply(
         g = g * factor[:, None, None]
     if offset is not None:
         g = g + offset[:, None, None]
-    dz = g * _slope(normal * norm[2] + norm[3], act)
+    dz = g * slope_of(normal * norm[2] + norm[3], act)
     return (norm[2] * norm[1] * (dz - means[0] - normal * means[1])).to(x.dtype)
 
 
@@ -122,7 +123,7 @@ def depthwise(
 
     weight [C, 1, k, k]; without norm, x itself is convolved.
     """
-    value = _wide(x) if norm is None else _value(_normal(x, norm) * norm[2] + norm[3], act)
+    value = _wide(x) if norm is None else value_of(_normal(x, norm) * norm[2] + norm[3], act)
     padded = _padded(value, geometry)
     y = F.conv2d(padded, weight, bias, geometry.stride, groups=weight.shape[0])
     y = y.permute(0, 2, 3, 1).to(x.dtype).contiguous()
@@ -138,11 +139,11 @@ def depthwise_backward(
     if norm is not None:
         normal = _normal(x, norm)
         z = normal * norm[2] + norm[3]
-        value, slope = _value(z, act), _slope(z, act)
+        value, slope = value_of(z, act), slope_of(z, act)
     padded, g = _padded(value, geometry), grad.to(value.dtype).permute(0, 3, 1, 2)
     stride, channels, (height, width) = geometry.stride, weight.shape[0], x.shape[1:3]
-    back = torch.nn.grad.conv2d_input(padded.shape, weight, g, stride, groups=channels)
-    dw = torch.nn.grad.conv2d_weight(padded, weight.shape, g, stride, groups=channels)
+    back: Tensor = conv2d_input(padded.shape, weight, g, stride, groups=channels)  # type: ignore[no-untyped-call]
+    dw: Tensor = conv2d_weight(padded, weight.shape, g, stride, groups=channels)  # type: ignore[no-untyped-call]
     dz = F.pad(back, [-p for p in _pads(value, geometry)]).permute(0, 2, 3, 1)
     assert dz.shape[1:3] == (height, width)
     sums = dz.new_zeros(2, channels)
@@ -160,7 +161,8 @@ def _normal(x: Tensor, norm: Tensor) -> Tensor:
     return (_wide(x) - norm[0]) * norm[1]
 
 
-def _value(z: Tensor, act: Act) -> Tensor:
+def value_of(z: Tensor, act: Act) -> Tensor:
+    """The activation."""
     match act:
         case "relu":
             return F.relu(z)
@@ -173,7 +175,8 @@ def _value(z: Tensor, act: Act) -> Tensor:
     return z
 
 
-def _slope(z: Tensor, act: Act) -> Tensor:
+def slope_of(z: Tensor, act: Act) -> Tensor:
+    """Its derivative; at a kink, what torch gives."""
     match act:
         case "relu":
             return (z > 0).to(z.dtype)

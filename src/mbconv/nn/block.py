@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mbconv.arch.spec import Block, Spec
+from mbconv.nn import fused
 from mbconv.nn.conv import ConvNormAct
 from mbconv.nn.gate import make_gate
 
@@ -84,6 +85,9 @@ class MBConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', ceil(H/stride), ceil(W/stride)]."""
+        whole = fused.block(self, x)
+        if whole is not None:
+            return whole
         y: Tensor = x if self.expand is None else self.expand(x)
         y = self.depthwise(y)
         if self.gate is not None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mbconv.arch.spec import Pooling, Spec
+from mbconv.nn import fused
 from mbconv.nn.block import MBConvBlock
 from mbconv.nn.conv import ConvNormAct
 from mbconv.preprocessing import Preprocessing
@@ -44,6 +45,10 @@ class Head(nn.Module):
 
     def pooled(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, classifier.in_features], before dropout."""
+        if self.pool.kind == "avg":
+            mean = fused.conv_norm_act_mean(self.conv, x)
+            if mean is not None:
+                return mean
         y: Tensor = self.pool(self.conv(x))
         return y
 
