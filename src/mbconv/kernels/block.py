@@ -289,11 +289,13 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _grad(ctx, grad, *_):  # type: ignore[no-untyped-def]
+    needs = ctx.needs_input_grad
+    if grad is None:
+        return (None,) * len(needs)
     dx, dexpand, ddepthwise, dproject, daffine, *dgate = block_backward(
         grad, *ctx.saved_tensors, ctx.act, ctx.geometry, ctx.eps, ctx.residual, ctx.frozen,
-        ctx.needs_input_grad[0],
+        needs[0],
     )  # fmt: skip
-    needs = ctx.needs_input_grad
     grads = (dx, dexpand, ddepthwise, dproject, daffine, None, *dgate, None)
     given = (g if need else None for g, need in zip(grads, needs, strict=False))
     return *given, *[None] * (len(needs) - len(grads))

@@ -108,10 +108,14 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _norm_act_grad(ctx, grad, _):  # type: ignore[no-untyped-def]
+    if grad is None:
+        return None, None, None, None
     return *norm_act_backward(grad, *ctx.saved_tensors, ctx.act, ctx.eps), None, None
 
 
 def _norm_act_pool_grad(ctx, grad, _):  # type: ignore[no-untyped-def]
+    if grad is None:
+        return None, None, None, None
     return *norm_act_pool_backward(grad, *ctx.saved_tensors, ctx.act, ctx.eps), None, None
 
 

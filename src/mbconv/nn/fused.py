@@ -119,8 +119,9 @@ def _gate_parameters(gate: Any) -> tuple[Tensor | None, ...]:
 
 
 def _computes(x: Tensor) -> bool:
-    """With pixels and gradients, and not while a program is written down for elsewhere."""
-    return torch.is_grad_enabled() and x.numel() > 0 and not torch.compiler.is_exporting()
+    """With pixels and gradients, and not while a program is only written down or counted."""
+    described = torch.compiler.is_exporting() or x.device.type == "meta"
+    return torch.is_grad_enabled() and x.numel() > 0 and not described
 
 
 def _learns(x: Tensor, weight: Tensor) -> bool:
