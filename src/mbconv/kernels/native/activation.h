@@ -69,11 +69,12 @@ struct Norm {
 
 struct NormVec {
     vec mean, inverse, gamma, beta;
-    NormVec(const Norm& n, int64_t c, int64_t left)
-        : mean(load(n.mean + c, left)),
-          inverse(load(n.inverse + c, left)),
-          gamma(load(n.gamma + c, left)),
-          beta(load(n.beta + c, left)) {}
+    template <class Lanes>
+    NormVec(const Norm& n, int64_t c, Lanes lanes)
+        : mean(load(n.mean + c, lanes)),
+          inverse(load(n.inverse + c, lanes)),
+          gamma(load(n.gamma + c, lanes)),
+          beta(load(n.beta + c, lanes)) {}
     vec normalised(vec x) const { return (x - mean) * inverse; }
     vec affine(vec normal) const { return normal * gamma + beta; }
 };

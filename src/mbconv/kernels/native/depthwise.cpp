@@ -22,12 +22,12 @@ struct Sums {
 template <class Act, class T>
 void activate_row(const T* x, int64_t width, int64_t c, int64_t channels, const Norm& norm,
                   float* row) {
-    for_lanes(channels, [&](int64_t lane, int64_t left) {
-        const NormVec n(norm, lane, left);
+    for_lanes(channels, [&](int64_t lane, auto lanes) {
+        const NormVec n(norm, lane, lanes);
         for (int64_t i = 0; i < width; ++i) {
             if (lane == 0) __builtin_prefetch(x + (i + width) * c);
             store(row + i * GROUP + lane,
-                  Act::value(n.affine(n.normalised(load(x + i * c + lane, left)))));
+                  Act::value(n.affine(n.normalised(load(x + i * c + lane, lanes)))));
         }
     });
 }
@@ -62,10 +62,10 @@ void convolve_row(const float* const* rows, const float* weights, vec start, int
 template <class T>
 void store_row(const float* row, int64_t width, int64_t c, int64_t channels, bool first, Sums* sums,
                T* y) {
-    for_lanes(channels, [&](int64_t lane, int64_t left) {
+    for_lanes(channels, [&](int64_t lane, auto lanes) {
         if (!sums) {
             for (int64_t i = 0; i < width; ++i)
-                store(y + i * c + lane, load(row + i * GROUP + lane), left);
+                store(y + i * c + lane, load(row + i * GROUP + lane), lanes);
             return;
         }
         if (first) store(sums->shift + lane, as_stored(y, load(row + lane)));
@@ -73,7 +73,7 @@ void store_row(const float* row, int64_t width, int64_t c, int64_t channels, boo
         vec s{}, q{};
         for (int64_t i = 0; i < width; ++i) {
             const vec v = load(row + i * GROUP + lane);
-            store(y + i * c + lane, v, left);
+            store(y + i * c + lane, v, lanes);
             const vec d = as_stored(y, v) - shift;
             s += d;
             q += d * d;
@@ -115,13 +115,13 @@ void sweep(const T* x, const Depthwise& d, int64_t sample, int64_t group, const 
             else
                 load_row(source, d.w, d.c, channels, row);
         }
-        for_lanes(channels, [&](int64_t lane, int64_t left) {
+        for_lanes(channels, [&](int64_t lane, auto lanes) {
             const float* rows[K];
             for (int64_t kh = 0; kh < K; ++kh) {
                 const bool inside = top + kh >= 0 && top + kh < d.h;
                 rows[kh] = (inside ? scratch + (top + kh) % K * row_size : zeros) + lane;
             }
-            const vec start = bias ? load(bias + begin + lane, left) : vec{};
+            const vec start = bias ? load(bias + begin + lane, lanes) : vec{};
             convolve_row<K, S>(rows, weights + lane, start, d.ow, out + lane);
         });
         store_row(out, d.ow, d.c, channels, oh == 0, sums, target + oh * d.ow * d.c);

@@ -25,16 +25,16 @@ struct Rows {
 
 template <class Act, class T>
 void prepare_row(const T* x, int64_t width, int64_t c, int64_t channels, const Norm* norm, Rows r) {
-    for_lanes(channels, [&](int64_t lane, int64_t left) {
+    for_lanes(channels, [&](int64_t lane, auto lanes) {
         if (!norm) {
             for (int64_t i = 0; i < width; ++i)
-                store(r.value + i * GROUP + lane, load(x + i * c + lane, left));
+                store(r.value + i * GROUP + lane, load(x + i * c + lane, lanes));
             return;
         }
-        const NormVec n(*norm, lane, left);
+        const NormVec n(*norm, lane, lanes);
         for (int64_t i = 0; i < width; ++i) {
             if (lane == 0) __builtin_prefetch(x + (i + width) * c);
-            const vec normal = n.normalised(load(x + i * c + lane, left));
+            const vec normal = n.normalised(load(x + i * c + lane, lanes));
             const Both act = Act::both(n.affine(normal));
             store(r.value + i * GROUP + lane, act.value);
             store(r.slope + i * GROUP + lane, act.slope);
@@ -80,10 +80,10 @@ void strip(const float* const* grads, int64_t first_row, const float* weights, c
 template <class T>
 void finish_row(Rows r, int64_t width, int64_t c, int64_t channels, bool normed, float* sums,
                 T* dz) {
-    for_lanes(channels, [&](int64_t lane, int64_t left) {
+    for_lanes(channels, [&](int64_t lane, auto lanes) {
         if (!normed) {
             for (int64_t i = 0; i < width; ++i)
-                store(dz + i * c + lane, load(r.sum + i * GROUP + lane), left);
+                store(dz + i * c + lane, load(r.sum + i * GROUP + lane), lanes);
             return;
         }
         vec s0{}, s1{};
@@ -92,7 +92,7 @@ void finish_row(Rows r, int64_t width, int64_t c, int64_t channels, bool normed,
             const vec v = load(r.sum + at) * load(r.slope + at);
             s0 += v;
             s1 += v * load(r.normal + at);
-            store(dz + i * c + lane, v, left);
+            store(dz + i * c + lane, v, lanes);
         }
         store(sums + lane, load(sums + lane) + s0);
         store(sums + GROUP + lane, load(sums + GROUP + lane) + s1);
@@ -142,7 +142,7 @@ void sweep(const T* x, const T* grad, const Depthwise& d, int64_t sample, int64_
                      base + loaded % K * size.grad_row + size.grad_margin * GROUP);
         prepare(x + in + ih * d.w * d.c, d.w, d.c, channels, norm_rows ? &norm : nullptr, pixels);
         std::memset(row_dw, 0, size.weights * sizeof(float));
-        for_lanes(channels, [&](int64_t lane, int64_t) {
+        for_lanes(channels, [&](int64_t lane, auto) {
             const float* rows[K] = {};
             for (int64_t kh = reach % S; kh < K; kh += S) {
                 const int64_t oh = (reach - kh) / S;

@@ -19,18 +19,17 @@ template <class T>
 void chunk_sums(const T* x, int64_t pixels, int64_t c, float* sum, float* square) {
     for (int64_t p = 0; p < pixels; p += ROWS) {
         const int64_t rows = pixels - p < ROWS ? pixels - p : ROWS;
-        for (int64_t i = 0; i < c; i += LANES) {
-            const int64_t left = c - i;
-            const vec shift = load(x + i, left);
+        for_vectors(c, c, [&](int64_t i, auto lanes) {
+            const vec shift = load(x + i, lanes);
             vec s{}, q{};
             for (int64_t r = 0; r < rows; ++r) {
-                const vec d = load(x + (p + r) * c + i, left) - shift;
+                const vec d = load(x + (p + r) * c + i, lanes) - shift;
                 s += d;
                 q += d * d;
             }
-            store(sum + i, load(sum + i, left) + s, left);
-            store(square + i, load(square + i, left) + q, left);
-        }
+            store(sum + i, load(sum + i, lanes) + s, lanes);
+            store(square + i, load(square + i, lanes) + q, lanes);
+        });
     }
 }
 

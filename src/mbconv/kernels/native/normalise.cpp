@@ -20,29 +20,27 @@ constexpr int64_t ROWS = 8;
 template <class Act, bool FACTOR, bool ADDEND, class T>
 void normalise_rows(const T* x, int64_t rows, int64_t c, const Norm& norm, const float* factor,
                     const T* addend, T* y) {
-    for (int64_t i = 0; i < c; i += LANES) {
-        const int64_t left = c - i;
-        const NormVec n(norm, i, left);
-        const vec f = FACTOR ? load(factor + i, left) : vec{};
+    for_vectors(c, c, [&](int64_t i, auto lanes) {
+        const NormVec n(norm, i, lanes);
+        const vec f = FACTOR ? load(factor + i, lanes) : vec{};
         for (int64_t at = i; at < rows * c; at += c) {
-            vec v = Act::value(n.affine(n.normalised(load(x + at, left))));
+            vec v = Act::value(n.affine(n.normalised(load(x + at, lanes))));
             if (FACTOR) v *= f;
-            if (ADDEND) v += load(addend + at, left);
-            store(y + at, v, left);
+            if (ADDEND) v += load(addend + at, lanes);
+            store(y + at, v, lanes);
         }
-    }
+    });
 }
 
 template <class Act, class T>
 void pool_rows(const T* x, int64_t rows, int64_t c, const Norm& norm, float* sum) {
-    for (int64_t i = 0; i < c; i += LANES) {
-        const int64_t left = c - i;
-        const NormVec n(norm, i, left);
+    for_vectors(c, c, [&](int64_t i, auto lanes) {
+        const NormVec n(norm, i, lanes);
         vec s{};
         for (int64_t at = i; at < rows * c; at += c)
-            s += Act::value(n.affine(n.normalised(load(x + at, left))));
-        store(sum + i, load(sum + i, left) + s, left);
-    }
+            s += Act::value(n.affine(n.normalised(load(x + at, lanes))));
+        store(sum + i, load(sum + i, lanes) + s, lanes);
+    });
 }
 
 // f(sample, first pixel, pixels, chunk) for every chunk.

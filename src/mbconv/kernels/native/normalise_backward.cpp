@@ -23,21 +23,23 @@ namespace {
 constexpr int64_t ROWS = 8;
 constexpr int SUMS = 5;
 
-inline void add_to(float* p, vec v, int64_t left) { store(p, load(p, left) + v, left); }
+template <class Lanes>
+inline void add_to(float* p, vec v, Lanes lanes) {
+    store(p, load(p, lanes) + v, lanes);
+}
 
 template <class Act, bool GATED, bool OUTPUT, bool GRAD, class T>
 void reduce_rows(const T* x, const T* grad, int64_t rows, int64_t c, const Norm& norm,
                  const float* factor, float* sums, T* y) {
-    for (int64_t i = 0; i < c; i += LANES) {
-        const int64_t left = c - i;
-        const NormVec n(norm, i, left);
-        const vec f = factor ? load(factor + i, left) : splat(1.0f);
+    for_vectors(c, c, [&](int64_t i, auto lanes) {
+        const NormVec n(norm, i, lanes);
+        const vec f = factor ? load(factor + i, lanes) : splat(1.0f);
         vec s0{}, s1{}, s2{}, s3{}, s4{};
         for (int64_t at = i; at < rows * c; at += c) {
-            const vec normal = n.normalised(load(x + at, left));
+            const vec normal = n.normalised(load(x + at, lanes));
             const Both act = Act::both(n.affine(normal));
             if (GRAD) {
-                const vec g = load(grad + at, left);
+                const vec g = load(grad + at, lanes);
                 const vec dz = g * act.slope;
                 s0 += dz;
                 s1 += dz * normal;
@@ -47,18 +49,18 @@ void reduce_rows(const T* x, const T* grad, int64_t rows, int64_t c, const Norm&
                 s2 += act.slope;
                 s3 += act.slope * normal;
             }
-            if (OUTPUT) store(y + at, act.value * f, left);
+            if (OUTPUT) store(y + at, act.value * f, lanes);
         }
         if (GRAD) {
-            add_to(sums + i, s0, left);
-            add_to(sums + c + i, s1, left);
+            add_to(sums + i, s0, lanes);
+            add_to(sums + c + i, s1, lanes);
         }
         if (GATED) {
-            add_to(sums + 2 * c + i, s2, left);
-            add_to(sums + 3 * c + i, s3, left);
-            add_to(sums + 4 * c + i, s4, left);
+            add_to(sums + 2 * c + i, s2, lanes);
+            add_to(sums + 3 * c + i, s3, lanes);
+            add_to(sums + 4 * c + i, s4, lanes);
         }
-    }
+    });
 }
 
 template <class Act, bool GATED, bool OUTPUT, bool GRAD, class T>
@@ -112,21 +114,20 @@ void reduce_any(const T* x, const T* grad, const Map& m, const float* norm, int 
 template <class Act, bool GRAD, bool PER_SAMPLE, class T>
 void apply_rows(const T* x, const T* grad, int64_t rows, int64_t c, const Norm& norm,
                 const float* factor, const float* offset, const float* means, T* dx) {
-    for (int64_t i = 0; i < c; i += LANES) {
-        const int64_t left = c - i;
-        const NormVec n(norm, i, left);
-        const vec m0 = load(means + i, left), m1 = load(means + c + i, left);
+    for_vectors(c, c, [&](int64_t i, auto lanes) {
+        const NormVec n(norm, i, lanes);
+        const vec m0 = load(means + i, lanes), m1 = load(means + c + i, lanes);
         const vec scale = n.gamma * n.inverse;
-        const vec f = PER_SAMPLE && factor ? load(factor + i, left) : splat(1.0f);
-        const vec o = PER_SAMPLE && offset ? load(offset + i, left) : vec{};
+        const vec f = PER_SAMPLE && factor ? load(factor + i, lanes) : splat(1.0f);
+        const vec o = PER_SAMPLE && offset ? load(offset + i, lanes) : vec{};
         for (int64_t at = i; at < rows * c; at += c) {
-            const vec normal = n.normalised(load(x + at, left));
-            vec g = GRAD ? load(grad + at, left) : vec{};
+            const vec normal = n.normalised(load(x + at, lanes));
+            vec g = GRAD ? load(grad + at, lanes) : vec{};
             if (PER_SAMPLE) g = GRAD ? g * f + o : o;
             const vec dz = g * Act::both(n.affine(normal)).slope;
-            store(dx + at, scale * (dz - m0 - normal * m1), left);
+            store(dx + at, scale * (dz - m0 - normal * m1), lanes);
         }
-    }
+    });
 }
 
 template <class Act, bool GRAD, bool PER_SAMPLE, class T>

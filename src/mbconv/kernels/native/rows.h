@@ -14,21 +14,21 @@ constexpr int64_t STRIP = 4;  // outputs whose sums are held in registers togeth
 inline int64_t groups(int64_t c) { return (c + GROUP - 1) / GROUP; }
 inline int64_t rounded_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-// f(first lane, lanes that exist) for each vector of a group that holds any channel.
+// f(first lane, lanes) for each vector of a group that holds any of the `channels` from its begin.
 template <class F>
 inline void for_lanes(int64_t channels, F&& f) {
-    for (int64_t lane = 0; lane < GROUP && lane < channels; lane += LANES) f(lane, channels - lane);
+    for_vectors(channels, GROUP, f);
 }
 
 // One row of a map, as floats. The next row is fetched meanwhile: neighbours in a row are C apart.
 template <class T>
 inline void load_row(const T* x, int64_t width, int64_t c, int64_t channels, float* row) {
-    for (int64_t i = 0; i < width; ++i) {
-        __builtin_prefetch(x + (i + width) * c);
-        for_lanes(channels, [&](int64_t lane, int64_t left) {
-            store(row + i * GROUP + lane, load(x + i * c + lane, left));
-        });
-    }
+    for_lanes(channels, [&](int64_t lane, auto lanes) {
+        for (int64_t i = 0; i < width; ++i) {
+            if (lane == 0) __builtin_prefetch(x + (i + width) * c);
+            store(row + i * GROUP + lane, load(x + i * c + lane, lanes));
+        }
+    });
 }
 
 // [C][k][k] of one group as [k][k][GROUP], zeros where there is no channel.

@@ -68,21 +68,44 @@ inline vec as_stored(const bf16*, vec v) {
     return (vec)(__builtin_convertvector(to_bf16(v), uvec) << 16);
 }
 
-// The first `n` channels only; the others read as zero and are not written.
+// Which lanes of a vector hold channels. The last vector of a pixel may be short: its other lanes
+// read as zero and are not written. Being types, the two cases are loops of their own.
+struct All {};
+struct Some {
+    int64_t n;
+};
+
 template <class T>
-inline vec load(const T* p, int64_t n) {
-    if (n >= LANES) return load(p);
+inline vec load(const T* p, All) {
+    return load(p);
+}
+
+template <class T>
+inline vec load(const T* p, Some lanes) {
     T some[LANES] = {};
-    std::memcpy(some, p, n * sizeof(T));
+    std::memcpy(some, p, lanes.n * sizeof(T));
     return load(some);
 }
 
 template <class T>
-inline void store(T* p, vec v, int64_t n) {
-    if (n >= LANES) return store(p, v);
+inline void store(T* p, vec v, All) {
+    store(p, v);
+}
+
+template <class T>
+inline void store(T* p, vec v, Some lanes) {
     T some[LANES];
     store(some, v);
-    std::memcpy(p, some, n * sizeof(T));
+    std::memcpy(p, some, lanes.n * sizeof(T));
+}
+
+// f(first channel, lanes) for each vector of `channels`, up to `limit`.
+template <class F>
+inline void for_vectors(int64_t channels, int64_t limit, F&& f) {
+    const int64_t end = channels < limit ? channels : limit;
+    int64_t i = 0;
+    for (; i + LANES <= end; i += LANES) f(i, All{});
+    if (i < end) f(i, Some{end - i});
 }
 
 inline vec reciprocal(vec x) {
