@@ -16,6 +16,7 @@ STOREYS = (
     ("files",),
     ("record", "preprocessing"),
     ("arch",),
+    ("kernels",),
     ("nn",),
     ("weights",),
     ("data",),

@@ -230,6 +230,21 @@ def convert(
         )
 
 
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
+def doctor(as_json: bool) -> None:
+    """Show what this machine computes with, why, and what is missing."""
+    from mbconv import kernels
+    from mbconv.record import environment
+    from mbconv.report.doctor import doctor_lines
+
+    found = {"environment": environment(), "kernels": kernels.status()}
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        click.echo("\n".join(doctor_lines(**found)))
+
+
 @main.group()
 def data() -> None:
     """Look after folders of pictures."""

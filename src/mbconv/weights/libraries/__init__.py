@@ -15,7 +15,7 @@ from mbconv.weights.libraries import (
 from mbconv.weights.libraries.network import Library
 
 _ALL = (timm, torchvision, lukemelas, geffnet, efficientnet_lite_pytorch)
-LIBRARIES = {module.LIBRARY.name: module.LIBRARY for module in _ALL}
+LIBRARIES: dict[str, Library] = {module.LIBRARY.name: module.LIBRARY for module in _ALL}
 
 
 def get_library(name: str) -> Library:
