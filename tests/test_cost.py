@@ -14,11 +14,20 @@ from mbconv.arch.cost import cost
 from mbconv.arch.spec import Spec, Stage
 from mbconv.arch.zoo import get_spec
 from mbconv.errors import UserError
+from mbconv.kernels import dispatch
 from mbconv.nn import build
 from mbconv.report.network import info_dict, network_table, show, skip_rows, skip_table
 from strategies import specs, steady
 
 MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def plain_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The costs are those of plain PyTorch, not of the fused operators, which keep less."""
+    monkeypatch.setattr(dispatch._choice, "mode", "plain")
+
+
 SMALL = Spec(
     stages=(
         Stage(blocks=(Block(channels=16, expand=1), Block(channels=16))),
