@@ -1,0 +1,313 @@
+"""Keras files: EfficientNet B0 to B7 and V2 of `keras.applications`, read with h5py alone.
+
+Three layouts: `.weights.h5` (Keras 3, and Keras 2's newer one), the older `.h5` of weights or
+whole models (the format of the published weights), and `.keras`, a zip with a `.weights.h5`.
+Keras normalises inside the network; here that is the preprocessing.
+"""
+
+import io
+import math
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mbconv.arch.spec import Block, Spec
+from mbconv.arch.zoo import get_spec
+from mbconv.errors import UserError
+from mbconv.nn.model import MBConvNet
+from mbconv.preprocessing import Preprocessing
+from mbconv.weights.assemble import assemble, some
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CROP_PADDING = 32  # Google's evaluation resizes the short side to the resolution plus this
+
+
+class Family(NamedTuple):
+    """What networks of one kind share in keras.applications."""
+
+    depthwise: str  # how the layer's name ends
+    bn_momentum: float  # in torch's meaning
+    mean: tuple[float, float, float] | None  # of pixels in 0..1; None: weights in the file
+    std: tuple[float, float, float] | None
+    keep_aspect: bool = True  # as Google evaluates them
+
+
+V1 = Family("dwconv", 0.01, None, None)
+V2_B = Family("dwconv2", 0.1, IMAGENET_MEAN, IMAGENET_STD)
+V2 = Family("dwconv2", 0.1, (128 / 255,) * 3, (128 / 255,) * 3, keep_aspect=False)  # x / 128 - 1
+V1_RESOLUTIONS = (224, 240, 260, 300, 380, 456, 528, 600)
+NETWORKS = {  # the zoo's name: family, and the resolution that keras.applications builds
+    **{f"efficientnet_b{i}": (V1, r) for i, r in enumerate(V1_RESOLUTIONS)},
+    **{f"efficientnetv2_b{i}": (V2_B, r) for i, r in enumerate(V1_RESOLUTIONS[:4])},
+    "efficientnetv2_s": (V2, 384),
+    "efficientnetv2_m": (V2, 480),
+    "efficientnetv2_l": (V2, 480),
+}
+VARIABLES = {  # of a layer, by their number, in the order of the newer layout
+    4: ("gamma", "beta", "moving_mean", "moving_variance"),
+    3: ("mean", "variance", "count"),
+    2: ("kernel", "bias"),
+    1: ("kernel",),
+}
+OURS = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+
+class Layer(NamedTuple):
+    """A layer with weights: its Keras class, its name in keras.applications, our module."""
+
+    kind: str
+    name: str
+    module: str
+
+
+class KerasFile(NamedTuple):
+    """What a file holds: `layer/variable` -> array as Keras lays it out, and what goes before.
+
+    `rescalings` is the number of Rescaling layers, None where the file does not tell.
+    """
+
+    tensors: dict[str, Tensor]
+    rescalings: int | None
+
+
+def load(path: str | Path, name: str | None = None) -> MBConvNet:
+    """The network in a Keras file, in evaluation mode, with the preprocessing that it contained.
+
+    `name` is the zoo's (`efficientnetv2_b0`); None recognises it. Raises UserError where h5py is
+    not installed, the file cannot be read, holds another network, or lacks a classifier.
+    """
+    file = read(path)
+    try:
+        model = convert(file.tensors, name, rescalings=file.rescalings)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return model
+
+
+def convert(
+    tensors: Mapping[str, Tensor], name: str | None = None, *, rescalings: int | None = None
+) -> MBConvNet:
+    """The network of `{variable.path: variable}` as Keras names and lays them out.
+
+    Kernels are [k, k, in, out], depthwise ones [k, k, channels, 1]. `rescalings` as in
+    KerasFile; None assumes what keras.applications builds. See `load` for the rest.
+    """
+    given = {"/".join(path.split("/")[-2:]): tensor for path, tensor in tensors.items()}
+    norm = {k.split("/")[1]: v for k, v in given.items() if k.startswith("normalization")}
+    weights = {k: v for k, v in given.items() if not k.startswith("normalization")}
+    name = _recognise(weights) if name is None else name
+    if name not in NETWORKS:
+        raise UserError(f"keras.applications has no {name}; it has {', '.join(NETWORKS)}.")
+    family, resolution = NETWORKS[name]
+    layers = tuple(_layers(get_spec(name), family))
+    weights = _named(weights, layers)
+    spec = get_spec(name).replace(
+        num_classes=weights["predictions/kernel"].shape[-1],
+        in_channels=weights["stem_conv/kernel"].shape[2],
+        resolution=resolution,
+        padding="same",
+        bn_eps=1e-3,
+        bn_momentum=family.bn_momentum,
+    )
+    model = assemble(spec, _translate(weights, layers))
+    model.preprocessing = _preprocessing(family, resolution, norm, rescalings)
+    model.provenance = {"source": "keras", "name": name}
+    return model
+
+
+def read(path: str | Path) -> KerasFile:
+    """Open a Keras file of any of the three layouts; whole numbers (seeds, counters) are left out.
+
+    Raises UserError where h5py is missing or the file is none of these.
+    """
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise UserError(
+            'Keras files need h5py, which is not installed. Run: pip install "mbconv[keras]"'
+        ) from error
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist or is no file; give a .h5 or .keras file.")
+    try:
+        source: Any = path
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                source = io.BytesIO(archive.read("model.weights.h5"))
+        with h5py.File(source, "r") as opened:
+            return _collect(opened, h5py.Dataset)
+    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read as a Keras file ({error}). Give a .weights.h5, .h5 or .keras "
+            "file, and copy it again if it should be one."
+        ) from error
+
+
+def _collect(opened: Any, dataset: type) -> KerasFile:
+    """Walk the file. Only its own objects are visited: links to other files are not followed."""
+    tensors: dict[str, Tensor] = {}
+    groups: set[str] = set()
+
+    def visit(path: str, item: Any) -> None:
+        parts = path.split("/")
+        if parts[0].startswith("optimizer"):
+            return
+        if not isinstance(item, dataset):
+            groups.add(path)
+            return
+        layer, variable = parts[-2] if len(parts) > 1 else "", parts[-1].split(":")[0]
+        if layer == "vars":  # numbered variables, the layer's name beside them if Keras is new
+            layer = item.parent.attrs.get("name", parts[-3])
+            variable = VARIABLES.get(len(item.parent), ())[int(variable)]
+        if item.dtype.kind == "f" and not item.external:
+            key = f"{layer}/{variable.removeprefix('depthwise_')}"
+            tensors[key] = torch.from_numpy(item[()])
+
+    opened.visititems(visit)
+    rescalings = sum(bool(re.fullmatch(r"(.*/)?rescaling(_\d+)?", path)) for path in groups)
+    newer = any(path.split("/")[-1] == "vars" for path in groups)
+    # The published weights are older than the Rescaling that Keras adds for them on loading.
+    return KerasFile(tensors, rescalings if newer or rescalings != 1 else None)
+
+
+def _layers(spec: Spec, family: Family) -> Iterator[Layer]:
+    """The layers of `spec` in Keras's order; blocks are block1a, block1b, block2a and so on."""
+    yield from _pair("stem", "stem")
+    for s, b, _, block in spec.blocks():
+        theirs = f"block{s + 1}{chr(97 + b)}_"
+        yield from _block(block, theirs, f"stages.{s}.{b}.", family.depthwise)
+    yield from _pair("top", "head.conv")
+    yield Layer("dense", "predictions", "head.classifier")
+
+
+def _block(block: Block, theirs: str, ours: str, depthwise: str) -> Iterator[Layer]:
+    if getattr(block, "kind", "mbconv") == "fused" and block.expand == 1:
+        yield from _pair(f"{theirs}project", f"{ours}expand")
+        return
+    if block.expand != 1:
+        yield from _pair(f"{theirs}expand", f"{ours}expand")
+    if getattr(block, "kind", "mbconv") == "mbconv":
+        yield Layer("depthwise_conv2d", theirs + depthwise, f"{ours}depthwise.conv")
+        yield Layer("batch_normalization", f"{theirs}bn", f"{ours}depthwise.norm")
+    if block.gate is not None:
+        yield Layer("conv2d", f"{theirs}se_reduce", f"{ours}gate.reduce")
+        yield Layer("conv2d", f"{theirs}se_expand", f"{ours}gate.expand")
+    yield from _pair(f"{theirs}project", f"{ours}project")
+
+
+def _pair(theirs: str, ours: str) -> Iterator[Layer]:
+    yield Layer("conv2d", f"{theirs}_conv", f"{ours}.conv")
+    yield Layer("batch_normalization", f"{theirs}_bn", f"{ours}.norm")
+
+
+def _recognise(weights: Mapping[str, Tensor]) -> str:
+    """The zoo's name of the network whose layers and widths these are; no two share them."""
+    for name, (family, _) in NETWORKS.items():
+        spec = get_spec(name)
+        layers = tuple(_layers(spec, family))
+        try:
+            named = _named(weights, layers)
+        except UserError:
+            continue
+        widths = [named[f"{layer}_conv/kernel"].shape[-1] for layer in ("stem", "top")]
+        if widths == [spec.stem_channels, spec.head_channels]:
+            return name
+    raise UserError(
+        f"This is no EfficientNet of keras.applications ({some(sorted(weights))}). mbconv reads "
+        f"{', '.join(NETWORKS)}, each with its classifier."
+    )
+
+
+def _named(weights: Mapping[str, Tensor], layers: tuple[Layer, ...]) -> dict[str, Tensor]:
+    """The same under the names of keras.applications; UserError unless they are those of `layers`.
+
+    In the newer layout, older versions number the layers of a class (`conv2d_3`) in the network's
+    order. A classifier that a user put on top may have any name.
+    """
+    names = {layer.name for layer in layers}
+    numbered: dict[str, str] = {}
+    for kind in ("conv2d", "depthwise_conv2d", "batch_normalization", "dense"):
+        for number, layer in enumerate(each for each in layers if each.kind == kind):
+            numbered[f"{kind}_{number}" if number else kind] = layer.name
+    given = {key.split("/")[0] for key in weights}
+    others = given - names
+    rename = {n: numbered.get(n, n) for n in given} if "stem_conv" not in given else {}
+    if "predictions" not in given and len(others) == 1 and "stem_conv" in given:
+        rename = {others.pop(): "predictions"}
+    found = {}
+    for key, tensor in weights.items():
+        layer, variable = key.split("/")
+        found[f"{rename.get(layer, layer)}/{variable}"] = tensor
+    layers_found = {key.split("/")[0] for key in found}
+    if layers_found != names:
+        missing, unknown = sorted(names - layers_found), sorted(layers_found - names)
+        what = f"it lacks {some(missing)}" if missing else f"it has {some(unknown)} besides"
+        raise UserError(f"The layers are not those of the network: {what}.")
+    return found
+
+
+def _translate(weights: Mapping[str, Tensor], layers: tuple[Layer, ...]) -> dict[str, Tensor]:
+    """Keras's names and layouts -> ours."""
+    modules = {layer.name: layer for layer in layers}
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in weights.items():
+        name, variable = key.split("/")
+        layer = modules[name]
+        if variable not in OURS:
+            raise UserError(f"The layer {name} has a variable {variable!r} that has no place.")
+        if layer.kind == "depthwise_conv2d":
+            tensor = tensor.permute(2, 3, 0, 1)  # [k, k, C, 1] -> [C, 1, k, k]
+        elif variable == "kernel" and tensor.ndim == 4:
+            tensor = tensor.permute(3, 2, 0, 1)  # [k, k, I, O] -> [O, I, k, k]
+        elif variable == "kernel":
+            tensor = tensor.T  # [I, O] -> [O, I]
+        tensors[f"{layer.module}.{OURS[variable]}"] = tensor
+        if variable == "gamma":
+            tensors[f"{layer.module}.num_batches_tracked"] = torch.tensor(0)
+    return tensors
+
+
+def _preprocessing(
+    family: Family, side: int, norm: Mapping[str, Tensor], rescalings: int | None
+) -> Preprocessing:
+    """What the layers before the stem do, and the resize of Google's evaluation.
+
+    V1 has Rescaling(1 / 255) and a Normalization whose mean and variance are weights. In the
+    published ones the variance is the standard deviation, and Keras divides by its root once more
+    in a second Rescaling: the same as dividing by the standard deviation
+    (github.com/tensorflow/tensorflow/issues/49930). V2's layers have no weights.
+    """
+    mean, std = family.mean, family.std
+    if mean is None or std is None:
+        if "mean" not in norm or "variance" not in norm:
+            raise UserError("It lacks the Normalization layer with its mean and variance.")
+        variance = norm["variance"].flatten().tolist()
+        published = torch.allclose(
+            norm["variance"].flatten(), torch.tensor(IMAGENET_STD), rtol=1e-4
+        )
+        twice = rescalings == 2 or (rescalings is None and published)
+        factors = IMAGENET_STD if twice else (1.0, 1.0, 1.0)
+        mean = tuple(norm["mean"].flatten().tolist())
+        std = tuple(math.sqrt(v * f) for v, f in zip(variance, factors, strict=True))
+    elif rescalings == 0:  # include_preprocessing=False: documented for pixels in -1..1
+        mean = std = (0.5, 0.5, 0.5)
+    return Preprocessing(
+        resolution=side,
+        resize=side + CROP_PADDING if family.keep_aspect else side,
+        mean=mean,
+        std=std,
+        keep_aspect=family.keep_aspect,
+    )
