@@ -40,24 +40,29 @@ def save(model: MBConvNet, path: str | Path, provenance: dict[str, Any] | None =
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     check_fit(model.spec, tensors)
-    labels = None if model.labels is None else list(model.labels)
-    _check_labels(labels, model.spec)
     digest = tensor_hash(tensors)
-    metadata = {
-        "format": FORMAT,
-        "spec": model.spec.to_dict(),
-        "labels": labels,
-        "preprocessing": model.preprocessing.to_dict(),
-        "provenance": (model.provenance or {}) if provenance is None else provenance,
-        "sha256": digest,
-    }
-    text = json.dumps(metadata)
+    provenance = (model.provenance or {}) if provenance is None else provenance
+    text = json.dumps(describe(model, provenance, digest))
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, {KEY: text})
         except SafetensorError as error:  # it hides the system's error in its text
             raise _system_error(error) from error
     return digest
+
+
+def describe(model: MBConvNet, provenance: dict[str, Any], digest: str) -> dict[str, Any]:
+    """The metadata of a model file. Raises UserError where the labels do not fit the spec."""
+    labels = None if model.labels is None else list(model.labels)
+    _check_labels(labels, model.spec)
+    return {
+        "format": FORMAT,
+        "spec": model.spec.to_dict(),
+        "labels": labels,
+        "preprocessing": model.preprocessing.to_dict(),
+        "provenance": provenance,
+        "sha256": digest,
+    }
 
 
 def load(path: str | Path) -> MBConvNet:

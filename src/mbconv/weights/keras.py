@@ -6,7 +6,6 @@ Keras normalises inside the network; here that is the preprocessing.
 """
 
 import io
-import math
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from mbconv.arch.spec import Block, Spec
 from mbconv.arch.zoo import get_spec
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
-from mbconv.preprocessing import Preprocessing
+from mbconv.preprocessing import Preprocessing, Triple
 from mbconv.weights.assemble import assemble, some
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -33,14 +32,13 @@ class Family(NamedTuple):
 
     depthwise: str  # how the layer's name ends
     bn_momentum: float  # in torch's meaning
-    mean: tuple[float, float, float] | None  # of pixels in 0..1; None: weights in the file
-    std: tuple[float, float, float] | None
+    mean_std: tuple[Triple, Triple] | None  # of pixels in 0..1; None: they are in the file
     keep_aspect: bool = True  # as Google evaluates them
 
 
-V1 = Family("dwconv", 0.01, None, None)
-V2_B = Family("dwconv2", 0.1, IMAGENET_MEAN, IMAGENET_STD)
-V2 = Family("dwconv2", 0.1, (128 / 255,) * 3, (128 / 255,) * 3, keep_aspect=False)  # x / 128 - 1
+V1 = Family("dwconv", 0.01, None)
+V2_B = Family("dwconv2", 0.1, (IMAGENET_MEAN, IMAGENET_STD))
+V2 = Family("dwconv2", 0.1, ((128 / 255,) * 3,) * 2, keep_aspect=False)  # pixel / 128 - 1
 V1_RESOLUTIONS = (224, 240, 260, 300, 380, 456, 528, 600)
 NETWORKS = {  # the zoo's name: family, and the resolution that keras.applications builds
     **{f"efficientnet_b{i}": (V1, r) for i, r in enumerate(V1_RESOLUTIONS)},
@@ -156,7 +154,7 @@ def read(path: str | Path) -> KerasFile:
         ) from error
 
 
-def _collect(opened: Any, dataset: type) -> KerasFile:
+def _collect(opened: Any, dataset: Any) -> KerasFile:
     """Walk the file. Only its own objects are visited: links to other files are not followed."""
     tensors: dict[str, Tensor] = {}
     groups: set[str] = set()
@@ -240,8 +238,8 @@ def _named(weights: Mapping[str, Tensor], layers: tuple[Layer, ...]) -> dict[str
     names = {layer.name for layer in layers}
     numbered: dict[str, str] = {}
     for kind in ("conv2d", "depthwise_conv2d", "batch_normalization", "dense"):
-        for number, layer in enumerate(each for each in layers if each.kind == kind):
-            numbered[f"{kind}_{number}" if number else kind] = layer.name
+        for number, each in enumerate(layer for layer in layers if layer.kind == kind):
+            numbered[f"{kind}_{number}" if number else kind] = each.name
     given = {key.split("/")[0] for key in weights}
     others = given - names
     rename = {n: numbered.get(n, n) for n in given} if "stem_conv" not in given else {}
@@ -283,27 +281,13 @@ def _translate(weights: Mapping[str, Tensor], layers: tuple[Layer, ...]) -> dict
 def _preprocessing(
     family: Family, side: int, norm: Mapping[str, Tensor], rescalings: int | None
 ) -> Preprocessing:
-    """What the layers before the stem do, and the resize of Google's evaluation.
-
-    V1 has Rescaling(1 / 255) and a Normalization whose mean and variance are weights. In the
-    published ones the variance is the standard deviation, and Keras divides by its root once more
-    in a second Rescaling: the same as dividing by the standard deviation
-    (github.com/tensorflow/tensorflow/issues/49930). V2's layers have no weights.
-    """
-    mean, std = family.mean, family.std
-    if mean is None or std is None:
-        if "mean" not in norm or "variance" not in norm:
-            raise UserError("It lacks the Normalization layer with its mean and variance.")
-        variance = norm["variance"].flatten().tolist()
-        published = torch.allclose(
-            norm["variance"].flatten(), torch.tensor(IMAGENET_STD), rtol=1e-4
-        )
-        twice = rescalings == 2 or (rescalings is None and published)
-        factors = IMAGENET_STD if twice else (1.0, 1.0, 1.0)
-        mean = tuple(norm["mean"].flatten().tolist())
-        std = tuple(math.sqrt(v * f) for v, f in zip(variance, factors, strict=True))
-    elif rescalings == 0:  # include_preprocessing=False: documented for pixels in -1..1
-        mean = std = (0.5, 0.5, 0.5)
+    """What the layers before the stem do, and the resize of Google's evaluation."""
+    if family.mean_std is None:
+        mean, std = _adapted(norm, rescalings)
+    elif rescalings == 0:  # include_preprocessing=False is documented for pixels in -1..1
+        mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    else:
+        mean, std = family.mean_std
     return Preprocessing(
         resolution=side,
         resize=side + CROP_PADDING if family.keep_aspect else side,
@@ -311,3 +295,21 @@ def _preprocessing(
         std=std,
         keep_aspect=family.keep_aspect,
     )
+
+
+def _adapted(norm: Mapping[str, Tensor], rescalings: int | None) -> tuple[Triple, Triple]:
+    """Mean and deviation that V1's Normalization holds, behind Rescaling(1 / 255).
+
+    In the published weights its variance is the standard deviation, and Keras divides by the root
+    of that once more in a second Rescaling: the same as dividing by the standard deviation
+    (github.com/tensorflow/tensorflow/issues/49930).
+    """
+    if "mean" not in norm or "variance" not in norm or norm["mean"].numel() != 3:
+        raise UserError("It lacks the Normalization layer with mean and variance of three colours.")
+    variance = norm["variance"].double().flatten()
+    imagenet = torch.tensor(IMAGENET_STD, dtype=torch.float64)
+    published = torch.allclose(variance, imagenet, rtol=1e-4)
+    twice = rescalings == 2 or (rescalings is None and published)
+    red, green, blue = (variance * imagenet if twice else variance).sqrt().tolist()
+    mean_red, mean_green, mean_blue = norm["mean"].flatten().tolist()
+    return (mean_red, mean_green, mean_blue), (red, green, blue)

@@ -1,4 +1,6 @@
-"""Class names that belong to published weights."""
+"""Class names that belong to published weights, and the terms of the data behind them."""
+
+IMAGENET_TERMS = "ImageNet's terms of access: non-commercial research and education"
 
 
 def imagenet_labels() -> tuple[str, ...]:

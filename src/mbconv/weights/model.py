@@ -1,4 +1,4 @@
-"""What MODEL means: a zoo name, a spec.json, a model file or a run folder."""
+"""What MODEL means: a zoo name, a spec.json, a model file, a folder, a repository of the hub."""
 
 import os
 from pathlib import Path
@@ -10,11 +10,12 @@ from mbconv.arch.spec import Spec
 from mbconv.arch.zoo import get_spec, list_specs
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet, build
-from mbconv.weights import file
+from mbconv.weights import file, hub, keras, repository
 from mbconv.weights.assemble import misfit
 from mbconv.weights.pretrained import load_pretrained, pretrained_names
 
-MODEL_FILE = "model.safetensors"  # in a run folder
+MODEL_FILE = "model.safetensors"  # in a run folder or repository
+KERAS = (".h5", ".keras")
 STEM = "stem.conv.weight"
 CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
 
@@ -29,9 +30,10 @@ def create_model(
 ) -> MBConvNet:
     """A network to train, in training mode.
 
-    `model` is a Spec, a zoo name, a spec.json, a model file or a run folder; an existing path
-    wins over a name. `pretrained` takes the published weights of the network of that name; a
-    model file or run folder always brings its own weights. `num_classes`, `in_channels` and
+    `model` is a Spec, a zoo name, a spec.json, a model file (ours or Keras's), a run folder, or a
+    repository (`hf-hub:owner/name`, or a folder with its files); an existing path wins over a
+    name. `pretrained` takes the published weights of the network of that name; all but names,
+    specs and spec files always bring their own weights. `num_classes`, `in_channels` and
     `spec_changes` (fields of Spec or Block, as for `Spec.replace`) change the network first.
 
     Weights are carried over into the changed network:
@@ -62,8 +64,9 @@ def create_model(
 def load(model: str | Path) -> MBConvNet:
     """A trained network, in evaluation mode, with `.spec .labels .preprocessing .provenance`.
 
-    `model` is a model file, a run folder or a zoo name with published weights; an existing path
-    wins over a name. Raises UserError for anything else, with what to do.
+    `model` is a model file (ours or Keras's), a run folder, a repository (`hf-hub:owner/name`, or
+    a folder with its files) or a zoo name with published weights; an existing path wins over a
+    name. Raises UserError for anything else, with what to do.
     """
     source = _resolve(model)
     if isinstance(source, MBConvNet):
@@ -76,13 +79,25 @@ def load(model: str | Path) -> MBConvNet:
     )
 
 
+def has_weights(model: str | Path) -> bool:
+    """Whether `model`, as for `create_model`, brings weights or has published ones."""
+    path = Path(model)
+    if path.exists():
+        return path.suffix != ".json"
+    return hub.is_hub(model) or str(model) in pretrained_names()
+
+
 def _resolve(model: str | Path) -> Spec | MBConvNet:
     """The spec or the trained network that a path or name stands for."""
+    if hub.is_hub(model):
+        return hub.load(str(model))
     path = _existing(model)
     if path is None:
         return get_spec(str(model))
     if path.is_dir():
         return _from_folder(path)
+    if path.suffix in KERAS:
+        return keras.load(path)
     return _read_spec(path) if path.suffix == ".json" else file.load(path)
 
 
@@ -97,6 +112,8 @@ def _existing(model: str | Path) -> Path | None:
 
 
 def _from_folder(folder: Path) -> MBConvNet:
+    if repository.is_foreign(folder):
+        return repository.load(folder)
     if (folder / MODEL_FILE).is_file():
         return file.load(folder / MODEL_FILE)
     hint = "Give a run folder that mbconv train has written, or a model file."

@@ -19,7 +19,7 @@ from mbconv.preprocessing import Preprocessing
 from mbconv.weights import efficientnet_lite
 from mbconv.weights.assemble import assemble
 from mbconv.weights.keymap import translate
-from mbconv.weights.labels import imagenet_labels
+from mbconv.weights.labels import IMAGENET_TERMS, imagenet_labels
 
 CROP_PADDING = 32  # the short side is resized to the resolution plus this
 MEAN = 127 / 255  # not ImageNet's usual ones, which cost these weights ten points
@@ -96,6 +96,7 @@ def load_pretrained(name: str, *, labels: bool = True) -> MBConvNet:
         "file": package.file,
         "sha256": package.sha256,
         "license": "Apache-2.0",
+        "data_license": IMAGENET_TERMS,
     }
     return model
 

@@ -1,0 +1,194 @@
+"""Networks on the Hugging Face hub: `hf-hub:OWNER/NAME`, with `@REVISION` where it matters.
+
+What was downloaded once is used without asking the hub again; `fetch` with `update` looks for
+newer weights. Downloads, their resuming and the cache are huggingface_hub's.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from mbconv.errors import UserError
+from mbconv.nn.model import MBConvNet
+from mbconv.record import Record
+from mbconv.weights import file, repository
+
+PREFIX = "hf-hub:"
+SHA256 = re.compile(r"[0-9a-f]{64}")
+CHUNK = 1 << 20  # bytes read at once
+
+
+def is_hub(model: object) -> bool:
+    """Whether MODEL names a repository of the hub."""
+    return str(model).startswith(PREFIX)
+
+
+def load(model: str) -> MBConvNet:
+    """The network of a repository in timm's layout or ours, in evaluation mode.
+
+    `provenance` says which commit it is and the file's SHA-256. See `fetch` for the errors.
+    """
+    folder = fetch(model)
+    foreign = repository.is_foreign(folder)
+    network = repository.load(folder) if foreign else file.load(folder / repository.MODEL_FILE)
+    network.provenance = {
+        **(network.provenance or {}),
+        "repository": model,
+        "revision": folder.name,
+        "sha256": file_hash(folder / repository.MODEL_FILE),
+    }
+    return network
+
+
+def fetch(model: str, *, update: bool = False) -> Path:
+    """Download a repository's config, weights and card unless the cache has them; their folder.
+
+    The folder's name is the commit. With `update` the hub is asked for a newer one. The weights'
+    SHA-256 is compared with the hub's; a file that differs is removed. HF_HUB_OFFLINE forbids
+    downloads, HF_ENDPOINT and HF_HOME move hub and cache. Raises UserError where the name is
+    wrong, the repository is missing, gated or without weights, and where there is no network.
+    """
+    name, revision = _parse(model)
+    folder = None if update and not is_offline() else _cached(name, revision)
+    if folder is None:
+        folder = _download(model, name, revision)
+    weights = folder / repository.MODEL_FILE
+    if not weights.is_file():
+        raise UserError(
+            f"{model} holds no {repository.MODEL_FILE}; mbconv opens no pickled weights. Take a "
+            "repository that has it."
+        )
+    _verify(model, weights)
+    return folder
+
+
+def push_to_hub(
+    model: MBConvNet,
+    name: str,
+    *,
+    evaluation: Record | None = None,
+    license: str | None = None,
+    private: bool = False,
+) -> str:
+    """Upload the network with its model card to the repository `name` (`owner/name`).
+
+    The repository is made where there is none. `evaluation` and `license` are as in
+    `save_pretrained`. Returns the commit's address. Raises UserError where nobody is logged in,
+    the token may not write there, or there is no network.
+    """
+    from huggingface_hub import HfApi
+
+    if is_offline():
+        raise UserError(f"{name} is not uploaded: --offline (or HF_HUB_OFFLINE) forbids it.")
+    with tempfile.TemporaryDirectory() as folder:
+        repository.save_pretrained(
+            model, folder, evaluation=evaluation, license=license, repository=name
+        )
+        api = HfApi(library_name="mbconv")
+        try:
+            api.create_repo(name, private=private, exist_ok=True)
+            message = f"Upload {model.spec.name} with mbconv"
+            commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+        except Exception as error:
+            raise _as_user_error(error, name) from error
+    return str(commit.commit_url)
+
+
+def is_offline() -> bool:
+    """Whether the user forbids downloads. Read anew each time, as --offline sets it."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as opened:
+        while chunk := opened.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _parse(model: str) -> tuple[str, str | None]:
+    match = re.fullmatch(rf"{PREFIX}([\w.\-]+/[\w.\-]+)(?:@(\S+))?", model)
+    if not match:
+        raise UserError(
+            f"{model} names no repository; write {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION."
+        )
+    return match[1], match[2]
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """The cached folder of a repository if its weights are in it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if (folder / repository.MODEL_FILE).is_file() else None
+
+
+def _download(model: str, name: str, revision: str | None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+
+    if is_offline():
+        raise UserError(
+            f"{model} is not in the cache {constants.HF_HUB_CACHE}, and --offline (or "
+            f"HF_HUB_OFFLINE) forbids downloading. Run once with network: mbconv weights fetch "
+            f"{model}"
+        )
+    try:
+        files = list(repository.FILES)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except Exception as error:
+        raise _as_user_error(error, name, revision) from error
+
+
+def _verify(model: str, weights: Path) -> None:
+    """Hold the weights against the hub's SHA-256, which the cache has as the file's true name."""
+    stored = weights.resolve()
+    if SHA256.fullmatch(stored.name) and file_hash(stored) != stored.name:
+        stored.unlink()
+        raise UserError(
+            f"The weights of {model} are damaged: their checksum is not the hub's. The file was "
+            "removed from the cache; run the command again to download it."
+        )
+
+
+def _as_user_error(error: Exception, name: str, revision: str | None = None) -> Exception:
+    """The client's exception as a sentence; itself where it is no matter of hub or network."""
+    from huggingface_hub import constants, errors
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    hub = constants.ENDPOINT
+    login = "log in (hf auth login)"
+    if isinstance(error, errors.GatedRepoError):
+        return UserError(
+            f"{name} is gated: accept its terms at {hub}/{name} and {login}, then try again."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return UserError(
+            f"{hub} has no repository {name}, or it is private. Check the name, or {login}."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return UserError(f"{name} has no revision {revision!r}. Leave it out, or take another.")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return UserError(
+            f"{hub} does not allow this for {name} ({status}): {login} with a token that may."
+        )
+    if status is not None:
+        return UserError(f"{hub} answered {status} for {name}. Try again later.")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return UserError(f"The disk is full: {name} was not downloaded. Free some space.")
+    if isinstance(error, errors.LocalEntryNotFoundError | HTTPError | OSError):
+        reason = " ".join(str(error.__cause__ or error).split())
+        return UserError(
+            f"{name} could not be reached at {hub} ({reason}). Check the network and the proxy, or "
+            "copy the repository's folder here and give its path."
+        )
+    return error
