@@ -1,9 +1,11 @@
 """The command line: parse, import lazily, call one function. Nothing here imports torch."""
 
 import json
+import os
 import re
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,8 +49,20 @@ class Duration(click.ParamType[float]):
 def main() -> None:
     """MBConv networks that are efficient in milliseconds and megabytes.
 
-    MODEL is a network's name (mbconv info lists them), a spec.json, a model file or a run folder.
+    MODEL is a network's name (mbconv info lists them), a spec.json, a model file (ours or Keras's),
+    a run folder, or hf-hub:OWNER/NAME[@REVISION].
     """
+
+
+def _go_offline(context: click.Context, option: click.Parameter, given: bool) -> None:
+    if given:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+offline = click.option(
+    "--offline", is_flag=True, expose_value=False, callback=_go_offline,
+    help="Download nothing; also HF_HUB_OFFLINE=1.",
+)  # fmt: skip
 
 
 @main.command()
@@ -76,6 +90,7 @@ def main() -> None:
 @click.option("--save", type=click.Path(path_type=Path), help="Write the spec, a MODEL, there.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
 @click.option("--skips", is_flag=True, help="Which share of the blocks can skip, B0 to B7.")
+@offline
 def info(
     model: str | None,
     resolution: int | None,
@@ -131,6 +146,7 @@ def info(
 @click.option("--flip/--no-flip", default=True, help="Mirror pictures; not for digits or text.")
 @click.option("--config", type=click.Path(path_type=Path), help="Train as this config.json says.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
+@offline
 def train(data: Path | None, resume: Path | None, **options: Any) -> None:
     """Train on a folder of pictures: DATA/<class>/*, or DATA/{train,val,test}/<class>/*.
 
@@ -162,6 +178,7 @@ def train(data: Path | None, resume: Path | None, **options: Any) -> None:
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--split", help="Which split of DATA. [default: test, else val, else all]")
 @click.option("--json", "as_json", is_flag=True, help="The record as JSON.")
+@offline
 def evaluate(model: str, data: Path, split: str | None, as_json: bool) -> None:
     """Measure MODEL on labelled pictures: accuracy with its interval, per class, confusion."""
     from mbconv.measure.accuracy import evaluate
@@ -182,6 +199,7 @@ def evaluate(model: str, data: Path, split: str | None, as_json: bool) -> None:
     "--format", "form", type=click.Choice(["table", "jsonl", "csv"]), default="table",
     show_default=True,
 )  # fmt: skip
+@offline
 def predict(
     model: str, paths: tuple[str, ...], top: int, form: Literal["table", "jsonl", "csv"]
 ) -> None:
@@ -196,6 +214,78 @@ def predict(
     predictions = Predictor(load(model)).predict(pictures, top_k=top)
     if write_predictions(predictions, sys.stdout, format=form, top_k=top, width=width):
         sys.exit(1)
+
+
+@main.group()
+def weights() -> None:
+    """Look after published weights: pip's and the Hugging Face hub's."""
+
+
+@weights.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+def list_(as_json: bool) -> None:
+    """Show the weights on this machine with their licences, and those that pip can bring."""
+    from mbconv.weights.store import list_weights
+
+    found = list_weights()
+    if as_json:
+        click.echo(json.dumps([asdict(stored) for stored in found], indent=2))
+        return
+    for stored in found:
+        size = "" if stored.bytes is None else f"{stored.bytes / 1e6:.1f} MB"
+        licence = stored.license or "licence not stated"
+        click.echo(f"{stored.model:40} {stored.state:13} {size:>9}  {licence}")
+
+
+@weights.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@offline
+def fetch(models: tuple[str, ...]) -> None:
+    """Download or update weights and check them, for use without network."""
+    from mbconv.weights import hub
+    from mbconv.weights.model import load
+
+    for model in models:
+        if hub.is_hub(model):
+            hub.fetch(model, update=True)
+        about = load(model).provenance or {}
+        click.echo(f"{model}\n  " + "\n  ".join(f"{k}: {v}" for k, v in about.items()))
+
+
+@weights.command()
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
+def verify(models: tuple[str, ...]) -> None:
+    """Load weights and hold them against their checksum. Without MODEL: all on this machine."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from mbconv.weights.model import load
+    from mbconv.weights.store import list_weights
+
+    broken = False
+    for model in models or [stored.model for stored in list_weights() if stored.here]:
+        try:
+            load(model)
+            click.echo(f"ok      {model}")
+        except UserError as error:
+            broken = True
+            click.echo(f"broken  {model}: {error}")
+    sys.exit(1 if broken else 0)
+
+
+@weights.command()
+@click.argument("model")
+@click.argument("name", metavar="OWNER/NAME")
+@click.option("--license", help="Of the weights, as apache-2.0.")
+@click.option("--private", is_flag=True, help="Show the repository to yourself only.")
+def push(model: str, name: str, license: str | None, private: bool) -> None:
+    """Upload MODEL to the Hugging Face hub; a run folder's score goes into the model card."""
+    from mbconv.record import read_records
+    from mbconv.weights.hub import push_to_hub
+    from mbconv.weights.model import load
+
+    scores = Path(model) / "evaluation.jsonl"
+    score = read_records(scores)[-1] if scores.is_file() else None
+    network = load(model)
+    click.echo(push_to_hub(network, name, evaluation=score, license=license, private=private))
 
 
 @main.group()
@@ -241,7 +331,7 @@ def _spec(model: str) -> "Spec":
     path = Path(model)
     if path.suffix == ".json" and path.is_file():
         return Spec.from_json(path.read_text(encoding="utf-8"))
-    if path.exists():
+    if path.exists() or model.startswith("hf-hub:"):
         from mbconv.weights.model import load
 
         return load(path).spec

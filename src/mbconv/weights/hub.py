@@ -9,6 +9,8 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mbconv.errors import UserError
@@ -88,12 +90,10 @@ def push_to_hub(
             model, folder, evaluation=evaluation, license=license, repository=name
         )
         api = HfApi(library_name="mbconv")
-        try:
+        with _explained(name):
             api.create_repo(name, private=private, exist_ok=True)
             message = f"Upload {model.spec.name} with mbconv"
             commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
-        except Exception as error:
-            raise _as_user_error(error, name) from error
     return str(commit.commit_url)
 
 
@@ -112,23 +112,27 @@ def file_hash(path: Path) -> str:
 
 
 def _parse(model: str) -> tuple[str, str | None]:
-    match = re.fullmatch(rf"{PREFIX}([\w.\-]+/[\w.\-]+)(?:@(\S+))?", model)
-    if not match:
-        raise UserError(
-            f"{model} names no repository; write {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION."
-        )
-    return match[1], match[2]
+    name, _, revision = model.removeprefix(PREFIX).partition("@")
+    if name.count("/") != 1:
+        raise UserError(_no_name(name))
+    return name, revision or None
+
+
+def _no_name(name: str) -> str:
+    return f"{name!r} names no repository; write {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION."
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
     """The cached folder of a repository if its weights are in it."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+    except HFValidationError as error:
+        raise UserError(_no_name(name)) from error
     return folder if (folder / repository.MODEL_FILE).is_file() else None
 
 
@@ -141,11 +145,9 @@ def _download(model: str, name: str, revision: str | None) -> Path:
             f"HF_HUB_OFFLINE) forbids downloading. Run once with network: mbconv weights fetch "
             f"{model}"
         )
-    try:
+    with _explained(name, revision):
         files = list(repository.FILES)
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except Exception as error:
-        raise _as_user_error(error, name, revision) from error
 
 
 def _verify(model: str, weights: Path) -> None:
@@ -159,36 +161,45 @@ def _verify(model: str, weights: Path) -> None:
         )
 
 
-def _as_user_error(error: Exception, name: str, revision: str | None = None) -> Exception:
-    """The client's exception as a sentence; itself where it is no matter of hub or network."""
+@contextmanager
+def _explained(name: str, revision: str | None = None) -> Iterator[None]:
+    """Turns the client's exceptions into sentences; others pass."""
+    try:
+        yield
+    except Exception as error:
+        # While it uploads, the client wraps what went wrong.
+        inner = error.__cause__ if isinstance(error, RuntimeError) else error
+        sentence = _sentence(inner, name, revision)
+        if sentence is None:
+            raise
+        raise UserError(sentence) from error
+
+
+def _sentence(error: BaseException | None, name: str, revision: str | None) -> str | None:
     from huggingface_hub import constants, errors
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     hub = constants.ENDPOINT
     login = "log in (hf auth login)"
+    if isinstance(error, errors.HFValidationError):
+        return _no_name(name)
     if isinstance(error, errors.GatedRepoError):
-        return UserError(
-            f"{name} is gated: accept its terms at {hub}/{name} and {login}, then try again."
-        )
+        return f"{name} is gated: accept its terms at {hub}/{name} and {login}, then try again."
     if isinstance(error, errors.RepositoryNotFoundError):
-        return UserError(
-            f"{hub} has no repository {name}, or it is private. Check the name, or {login}."
-        )
+        return f"{hub} has no repository {name}, or it is private. Check the name, or {login}."
     if isinstance(error, errors.RevisionNotFoundError):
-        return UserError(f"{name} has no revision {revision!r}. Leave it out, or take another.")
+        return f"{name} has no revision {revision!r}. Leave it out, or take another."
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return UserError(
-            f"{hub} does not allow this for {name} ({status}): {login} with a token that may."
-        )
+        return f"{hub} does not allow this for {name} ({status}): {login} with a token that may."
     if status is not None:
-        return UserError(f"{hub} answered {status} for {name}. Try again later.")
+        return f"{hub} answered {status} for {name}. Try again later."
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return UserError(f"The disk is full: {name} was not downloaded. Free some space.")
+        return f"The disk is full: {name} was not downloaded. Free some space."
     if isinstance(error, errors.LocalEntryNotFoundError | HTTPError | OSError):
         reason = " ".join(str(error.__cause__ or error).split())
-        return UserError(
+        return (
             f"{name} could not be reached at {hub} ({reason}). Check the network and the proxy, or "
             "copy the repository's folder here and give its path."
         )
-    return error
+    return None

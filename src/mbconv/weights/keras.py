@@ -192,12 +192,12 @@ def _layers(spec: Spec, family: Family) -> Iterator[Layer]:
 
 
 def _block(block: Block, theirs: str, ours: str, depthwise: str) -> Iterator[Layer]:
-    if getattr(block, "kind", "mbconv") == "fused" and block.expand == 1:
+    if block.kind == "fused" and block.expand == 1:
         yield from _pair(f"{theirs}project", f"{ours}expand")
         return
     if block.expand != 1:
         yield from _pair(f"{theirs}expand", f"{ours}expand")
-    if getattr(block, "kind", "mbconv") == "mbconv":
+    if block.kind == "mbconv":
         yield Layer("depthwise_conv2d", theirs + depthwise, f"{ours}depthwise.conv")
         yield Layer("batch_normalization", f"{theirs}bn", f"{ours}depthwise.norm")
     if block.gate is not None:

@@ -64,7 +64,7 @@ def save_pretrained(
 
 def is_foreign(folder: Path) -> bool:
     """Whether `folder` is a repository in timm's layout."""
-    return "architecture" in _config(folder)
+    return "architecture" in read_config(folder)
 
 
 def load(folder: Path) -> MBConvNet:
@@ -75,7 +75,7 @@ def load(folder: Path) -> MBConvNet:
     """
     from mbconv.weights.conversion import convert  # it imports `load`, which imports this
 
-    config = _config(folder)
+    config = read_config(folder)
     name = str(config["architecture"])
     about = config.get("pretrained_cfg", config)
     arguments = sorted(set(config.get("model_args") or {}) - SHAPED)
@@ -91,12 +91,11 @@ def load(folder: Path) -> MBConvNet:
         raise UserError(f"{folder} is no repository that mbconv can read: {error}") from error
     model.spec = model.spec.replace(resolution=model.preprocessing.resolution)
     model.labels = _labels(config, about, model.spec.num_classes)
-    licences = _licences(folder, about)
-    model.provenance = {**(model.provenance or {}), "weights": name, **licences}
+    model.provenance = {**(model.provenance or {}), **licences(folder)}
     return model
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config; empty where there is none. UserError where it is broken."""
     path = folder / CONFIG
     try:
@@ -147,10 +146,15 @@ def _labels(config: dict[str, Any], about: dict[str, Any], classes: int) -> tupl
     return labels if len(labels) == classes else None
 
 
-def _licences(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Licence of the weights, data that they were trained on and its licence; what is known."""
+def licences(folder: Path) -> dict[str, Any]:
+    """Licence of the weights, the data that they were trained on and its licence; what is known.
+
+    From the config and the card's front matter of a repository in timm's layout.
+    """
     from huggingface_hub.repocard import metadata_load
 
+    config = read_config(folder)
+    about = config.get("pretrained_cfg", config)
     card = folder / CARD
     front = (metadata_load(card) if card.is_file() else None) or {}
     datasets = front.get("datasets") or []
