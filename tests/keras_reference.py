@@ -1,9 +1,11 @@
-"""Write Keras files and what Keras makes of them; run by an interpreter that has TensorFlow.
+"""Write Keras files and what Keras makes of them; run by a Python that has TensorFlow.
 
-    python keras_reference.py OUT NAME [quirk]
+    python keras_reference.py OUT NAME...
 
-OUT/NAME.* are the files, OUT/NAME.npz holds pictures and logits for each. The weights are drawn
-so that wrong padding, a wrong epsilon or a swapped tensor moves the logits.
+OUT/NAME.* are files of every layout, OUT/NAME.npz has pictures and logits. The weights are drawn,
+and batch norms given statistics near those of the pictures, so that the logits depend on all that
+a reader could get wrong. `published` stands for Keras's own weights: B0 in the old layout with
+ImageNet's deviations where the variance should be, which Keras mends when it loads them.
 """
 
 import sys
@@ -14,78 +16,107 @@ import keras
 import numpy as np
 import tf_keras  # Keras 2, whose `.h5` is the format of the published weights
 
-CLASSES = 7
-ODD = (161, 193, 3)
+SMALL, ODD = (128, 128), (161, 193)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def application(library: Any, name: str, **kwargs: Any) -> Any:
+def application(library: Any, name: str, **changes: Any) -> Any:
     """The network of keras.applications that the zoo calls `name`, without softmax."""
-    title = name.replace("efficientnetv2_", "EfficientNetV2").replace(
-        "efficientnet_", "EfficientNet"
-    )
-    build = getattr(library.applications, title[:-1] + title[-1].upper() if title[-1].isalpha()
-                    else title.replace("b", "B"))  # fmt: skip
-    return build(**{"weights": None, "classes": CLASSES, "classifier_activation": None, **kwargs})
+    version, size = name.removeprefix("efficientnet").split("_")
+    build = getattr(library.applications, f"EfficientNet{version.upper()}{size.upper()}")
+    return build(**{"weights": None, "classes": 7, "classifier_activation": None, **changes})
+
+
+def pictures(count: int, height: int, width: int) -> Any:
+    """Coarse patches, so that pictures differ after pooling, with noise on them."""
+    rng = np.random.default_rng(count)
+    patches = rng.integers(0, 200, (count, 6, 7, 3)).repeat(-(-height // 6), 1)
+    patches = patches.repeat(-(-width // 7), 2)[:, :height, :width]
+    return (patches + rng.integers(0, 56, patches.shape)).astype(np.uint8)
+
+
+def set_normalization(layer: Any, mean: Any, variance: Any) -> None:
+    layer.set_weights([np.array(mean), np.array(variance), np.array(0)])
+    layer.finalize_state()  # the layer computes with copies
 
 
 def randomise(model: Any) -> None:
-    """Draw every weight; the last norm of a branch is small, so that deep sums stay finite."""
+    """Draw every weight, then let the batch norms see pictures and shift what they found."""
     rng = np.random.default_rng(0)
+    keras.utils.set_random_seed(0)
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     for layer in model.layers:
-        new = []
-        for variable in layer.weights:
-            what = variable.name.split("/")[-1].split(":")[0]
-            shape = tuple(variable.shape)
-            if what == "count":
-                new.append(np.zeros(shape, np.int64))
-            elif what in ("gamma", "moving_variance", "variance"):
-                scale = 0.4 if what == "gamma" and "project" in layer.name else 1.0
-                new.append(scale * rng.uniform(0.5, 1.5, shape))
-            elif what in ("beta", "moving_mean", "mean", "bias"):
-                new.append(0.2 * rng.standard_normal(shape))
-            else:
-                fan = (
-                    np.prod(shape[:2])
-                    if "depthwise" in what or "dw" in layer.name
-                    else np.prod(shape[:-1])
-                )
-                new.append(rng.standard_normal(shape) * (2 / fan) ** 0.5)
-        layer.set_weights([w.astype(np.float32) if w.dtype.kind == "f" else w for w in new])
-
-
-def publish(model: Any, path: Path) -> Any:
-    """As the published weights are: ImageNet's deviations as variance; Keras loads them."""
-    norm = next(layer for layer in model.layers if layer.name.startswith("normalization"))
-    norm.set_weights([np.array(MEAN, np.float32), np.array(STD, np.float32), np.int64(0)])
-    model.save_weights(path)
-    module = keras.src.applications.efficientnet
-    module.file_utils.get_file = lambda *args, **kwargs: str(path)  # instead of a download
-    return application(keras, "efficientnet_b0", weights="imagenet", classes=1000)
-
-
-def main(out: Path, name: str) -> None:
-    model = application(keras, name)
-    randomise(model)
-    odd = application(keras, name, input_shape=ODD)
-    odd.set_weights(model.get_weights())
-    rng = np.random.default_rng(1)
+        if layer.name.startswith("normalization") and layer.weights:
+            set_normalization(layer, rng.uniform(0.3, 0.6, 3), rng.uniform(0.04, 0.08, 3))
+    for norm in norms:
+        gamma, beta, mean, variance = norm.get_weights()
+        norm.set_weights([rng.uniform(0.7, 1.2, gamma.shape), rng.normal(0, 0.2, beta.shape),
+                          mean, variance])  # fmt: skip
+        norm.momentum = 0.0
     side = model.input_shape[1]
-    x = {"native": rng.integers(0, 256, (1, side, side, 3)), "odd": rng.integers(0, 256, (2, *ODD))}
+    model(pictures(16, side, side).astype(np.float32), training=True)
+    for norm in norms:
+        gamma, beta, mean, variance = norm.get_weights()
+        deviation = np.sqrt(variance)
+        norm.set_weights([gamma, beta, mean + 0.1 * deviation * rng.normal(0, 1, mean.shape),
+                          variance * rng.uniform(0.9, 1.2, variance.shape)])  # fmt: skip
+        norm.momentum = 0.99
+    for layer in model.layers:
+        if layer.weights and "_se_" in layer.name:
+            kernel, bias = layer.get_weights()
+            layer.set_weights([kernel, rng.normal(0, 0.5, bias.shape)])
+
+
+def copy_weights(model: Any, other: Any) -> None:
+    other.set_weights(model.get_weights())
+    for layer in other.layers:
+        if layer.name.startswith("normalization") and layer.weights:
+            layer.finalize_state()
+
+
+def write(out: Path, name: str) -> None:
+    small = application(keras, name, input_shape=(*SMALL, 3))
+    randomise(small)
+    model, odd = application(keras, name), application(keras, name, input_shape=(*ODD, 3))
+    for each in (model, odd):
+        copy_weights(small, each)
+    side = model.input_shape[1]
+    shown = {"native": pictures(1, side, side), "odd": pictures(2, *ODD)}
     logits = {
-        "native_logits": model.predict(x["native"].astype(np.float32), verbose=0),
-        "odd_logits": odd.predict(x["odd"].astype(np.float32), verbose=0),
+        "native_logits": model.predict(shown["native"].astype(np.float32), verbose=0),
+        "odd_logits": odd.predict(shown["odd"].astype(np.float32), verbose=0),
     }
     model.save_weights(out / f"{name}.weights.h5")
     model.save(out / f"{name}.keras")
-    model.save(out / f"{name}.full.h5")
-    if not name.startswith("efficientnetv2"):
+    model.save(out / f"{name}.h5")
+    if name == "efficientnet_b0":  # the layouts of Keras 2
         old = application(tf_keras, name)
-        old.set_weights(model.get_weights())
+        copy_weights(model, old)
         old.save_weights(out / f"{name}.old.h5")
         old.save_weights(out / f"{name}.old.weights.h5")
-    np.savez(out / f"{name}.npz", **x, **logits)
+    np.savez(out / f"{name}.npz", **shown, **logits)
+
+
+def write_published(out: Path) -> None:
+    model = application(keras, "efficientnet_b0", classes=1000, input_shape=(*SMALL, 3))
+    randomise(model)
+    old = application(tf_keras, "efficientnet_b0", classes=1000)
+    copy_weights(model, old)
+    norm = next(layer for layer in old.layers if layer.name.startswith("normalization"))
+    set_normalization(norm, MEAN, STD)
+    old.save_weights(out / "published.h5")
+    files = keras.src.applications.efficientnet.file_utils
+    files.get_file = lambda *args, **kwargs: str(out / "published.h5")  # instead of a download
+    loaded = application(keras, "efficientnet_b0", weights="imagenet", classes=1000)
+    shown = pictures(2, 224, 224)
+    loaded.save_weights(out / "published.weights.h5")  # with the Rescaling that mends them
+    logits = loaded.predict(shown.astype(np.float32), verbose=0)
+    np.savez(out / "published.npz", native=shown, native_logits=logits)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    for each in sys.argv[2:]:
+        if each == "published":
+            write_published(Path(sys.argv[1]))
+        else:
+            write(Path(sys.argv[1]), each)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mbconv.arch.spec import Block, Spec
+from mbconv.arch.spec import Spec
 from mbconv.arch.zoo import get_spec
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
@@ -184,26 +184,25 @@ def _collect(opened: Any, dataset: Any) -> KerasFile:
 def _layers(spec: Spec, family: Family) -> Iterator[Layer]:
     """The layers of `spec` in Keras's order; blocks are block1a, block1b, block2a and so on."""
     yield from _pair("stem", "stem")
-    for s, b, _, block in spec.blocks():
+    for s, b, channels, block in spec.blocks():
+        parts = [part.name for part in block.parts(channels)]
         theirs = f"block{s + 1}{chr(97 + b)}_"
-        yield from _block(block, theirs, f"stages.{s}.{b}.", family.depthwise)
+        yield from _block(parts, theirs, f"stages.{s}.{b}.", family.depthwise)
     yield from _pair("top", "head.conv")
     yield Layer("dense", "predictions", "head.classifier")
 
 
-def _block(block: Block, theirs: str, ours: str, depthwise: str) -> Iterator[Layer]:
-    if block.kind == "fused" and block.expand == 1:
-        yield from _pair(f"{theirs}project", f"{ours}expand")
-        return
-    if block.expand != 1:
-        yield from _pair(f"{theirs}expand", f"{ours}expand")
-    if block.kind == "mbconv":
-        yield Layer("depthwise_conv2d", theirs + depthwise, f"{ours}depthwise.conv")
-        yield Layer("batch_normalization", f"{theirs}bn", f"{ours}depthwise.norm")
-    if block.gate is not None:
-        yield Layer("conv2d", f"{theirs}se_reduce", f"{ours}gate.reduce")
-        yield Layer("conv2d", f"{theirs}se_expand", f"{ours}gate.expand")
-    yield from _pair(f"{theirs}project", f"{ours}project")
+def _block(parts: list[str], theirs: str, ours: str, depthwise: str) -> Iterator[Layer]:
+    for part in parts:
+        if part == "depthwise":
+            yield Layer("depthwise_conv2d", theirs + depthwise, f"{ours}depthwise.conv")
+            yield Layer("batch_normalization", f"{theirs}bn", f"{ours}depthwise.norm")
+        elif part == "gate":
+            yield Layer("conv2d", f"{theirs}se_reduce", f"{ours}gate.reduce")
+            yield Layer("conv2d", f"{theirs}se_expand", f"{ours}gate.expand")
+        else:  # the one convolution of a fused block that does not expand is Keras's project
+            name = "project" if parts == ["expand"] else part
+            yield from _pair(theirs + name, ours + part)
 
 
 def _pair(theirs: str, ours: str) -> Iterator[Layer]:
