@@ -24,7 +24,8 @@ MODEL_FILE = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
 FILES = (CONFIG, MODEL_FILE, CARD)
-SHAPED = {"num_classes", "in_chans", "drop_rate", "drop_path_rate"}  # no other network by these
+SHAPED = {"num_classes", "in_chans", "drop_rate", "drop_path_rate"}  # the tensors tell, or no odds
+USUAL = ("global_pool", "avg")
 DATA_LICENSES = dict.fromkeys(("imagenet-1k", "imagenet-12k", "imagenet-22k"), IMAGENET_TERMS)
 
 
@@ -78,11 +79,12 @@ def load(folder: Path) -> MBConvNet:
     config = read_config(folder)
     name = str(config["architecture"])
     about = config.get("pretrained_cfg", config)
-    arguments = sorted(set(config.get("model_args") or {}) - SHAPED)
-    if arguments:
+    arguments = config.get("model_args") or {}
+    changes = [f"{k}={v}" for k, v in arguments.items() if k not in SHAPED and (k, v) != USUAL]
+    if changes:
         raise UserError(
-            f"{folder} holds a {name} changed by {', '.join(arguments)}, which mbconv cannot "
-            "follow. Take an unchanged one."
+            f"{folder} holds {name} changed by {', '.join(changes)}, which mbconv cannot follow. "
+            "Take an unchanged one."
         )
     try:
         model = convert(_tensors(folder), source="timm", name=name)
