@@ -50,7 +50,11 @@ def network() -> MBConvNet:
     torch.manual_seed(0)
     model = build(SMALL)
     model.labels = LABELS
-    model.provenance = {"license": "Apache-2.0", "data_license": "CC0", "trained_on": "ants"}
+    model.provenance = {
+        "license": "Apache-2.0",
+        "data_license": "CC0",
+        "trained_on": "ImageNet-1k, ants",
+    }
     return model.eval()
 
 
@@ -259,7 +263,7 @@ def test_the_card_says_what_is_known(tmp_path: Path) -> None:
     front = yaml.safe_load(card.split("---")[1])
     assert front["license"] == "apache-2.0"
     assert front["library_name"] == "mbconv"
-    assert front["datasets"] == ["ants"]
+    assert front["datasets"] == ["imagenet-1k"]  # the hub knows no `ants`
     assert front["pipeline_tag"] == "image-classification"
     metric = front["model-index"][0]["results"][0]["metrics"][0]
     assert (metric["value"], metric["args"]["n"]) == (0.9274, 372)
@@ -278,7 +282,11 @@ def test_the_card_claims_nothing_that_is_unknown(tmp_path: Path) -> None:
     front = yaml.safe_load(card.split("---")[1])
     assert not {"license", "datasets", "metrics", "model-index"} & set(front)
     assert "## Evaluation" not in card
-    assert "weights: not stated" in card
+    assert "weights: not stated\n" in card
+    model.provenance = {"trained_on": "photos", "base": {"license": "Apache-2.0"}}
+    card = (mbconv.save_pretrained(model, tmp_path) / "README.md").read_text()
+    assert "license" not in yaml.safe_load(card.split("---")[1])
+    assert "weights: not stated; of what training started from: Apache-2.0" in card
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own

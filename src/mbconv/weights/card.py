@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from mbconv.arch.cost import cost
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
+from mbconv.weights.labels import DATA_LICENSES
 
 CLASSES_SHOWN = 200
 
@@ -37,8 +38,8 @@ def model_card(
         + _preprocessing(model),
         _evaluation(evaluation),
         "## Where the weights come from\n\n" + "\n".join(_lines(provenance)),
-        f"## Licences\n\n- weights: {provenance.get('license', 'not stated')}\n"
-        f"- training data: {provenance.get('data_license', 'not stated')}",
+        f"## Licences\n\n- weights: {_licence(provenance, 'license')}\n"
+        f"- training data: {_licence(provenance, 'data_license')}",
         _classes(model.labels),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -47,7 +48,7 @@ def model_card(
 def _front_matter(model: MBConvNet, provenance: dict[str, Any], evaluation: Record | None) -> str:
     licence = str(provenance.get("license", "")).lower()
     named = bool(re.fullmatch(r"[a-z0-9.\-]+", licence))  # as SPDX names are
-    datasets = [each.lower() for each in str(provenance.get("trained_on", "")).split(", ") if each]
+    trained_on = str(provenance.get("trained_on", "")).lower().split(", ")
     results = None
     if evaluation is not None:
         data = _dataset(evaluation)
@@ -69,11 +70,19 @@ def _front_matter(model: MBConvNet, provenance: dict[str, Any], evaluation: Reco
         library_name="mbconv",
         pipeline_tag="image-classification",
         tags=["image-classification", "mbconv"],
-        datasets=datasets or None,
+        # The hub links these names to its own data sets, so a folder's name is no entry.
+        datasets=[name for name in trained_on if name in DATA_LICENSES] or None,
         metrics=None if results is None else ["accuracy"],
         model_name=model.spec.name,
         eval_results=results,
     ).to_yaml()
+
+
+def _licence(provenance: dict[str, Any], key: str) -> str:
+    own, base = provenance.get(key), (provenance.get("base") or {}).get(key)
+    if own or not base:
+        return str(own or "not stated")
+    return f"not stated; of what training started from: {base}"
 
 
 def _use(repository: str | None) -> str:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
@@ -21,6 +22,13 @@ from mbconv.weights import file, repository
 PREFIX = "hf-hub:"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 CHUNK = 1 << 20  # bytes read at once
+
+
+class Fetched(NamedTuple):
+    """A repository in the cache: its folder, named after the commit, and its weights' SHA-256."""
+
+    folder: Path
+    sha256: str
 
 
 def is_hub(model: object) -> bool:
@@ -33,25 +41,21 @@ def load(model: str) -> MBConvNet:
 
     `provenance` says which commit it is and the file's SHA-256. See `fetch` for the errors.
     """
-    folder = fetch(model)
+    folder, sha256 = fetch(model)
     foreign = repository.is_foreign(folder)
     network = repository.load(folder) if foreign else file.load(folder / repository.MODEL_FILE)
-    network.provenance = {
-        **(network.provenance or {}),
-        "repository": model,
-        "revision": folder.name,
-        "sha256": file_hash(folder / repository.MODEL_FILE),
-    }
+    about = {"repository": model, "revision": folder.name, "sha256": sha256}
+    network.provenance = {**(network.provenance or {}), **about}
     return network
 
 
-def fetch(model: str, *, update: bool = False) -> Path:
-    """Download a repository's config, weights and card unless the cache has them; their folder.
+def fetch(model: str, *, update: bool = False) -> Fetched:
+    """Download a repository's config, weights and card, unless the cache has them.
 
-    The folder's name is the commit. With `update` the hub is asked for a newer one. The weights'
-    SHA-256 is compared with the hub's; a file that differs is removed. HF_HUB_OFFLINE forbids
-    downloads, HF_ENDPOINT and HF_HOME move hub and cache. Raises UserError where the name is
-    wrong, the repository is missing, gated or without weights, and where there is no network.
+    With `update` the hub is asked for a newer commit. The weights' SHA-256 is compared with the
+    hub's; a file that differs is removed. HF_HUB_OFFLINE forbids downloads, HF_ENDPOINT and
+    HF_HOME move hub and cache. Raises UserError where the name is wrong, the repository is
+    missing, gated or without weights, and where there is no network.
     """
     name, revision = _parse(model)
     folder = None if update and not is_offline() else _cached(name, revision)
@@ -63,8 +67,7 @@ def fetch(model: str, *, update: bool = False) -> Path:
             f"{model} holds no {repository.MODEL_FILE}; mbconv opens no pickled weights. Take a "
             "repository that has it."
         )
-    _verify(model, weights)
-    return folder
+    return Fetched(folder, _verified(model, weights))
 
 
 def push_to_hub(
@@ -100,15 +103,6 @@ def push_to_hub(
 def is_offline() -> bool:
     """Whether the user forbids downloads. Read anew each time, as --offline sets it."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as opened:
-        while chunk := opened.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _parse(model: str) -> tuple[str, str | None]:
@@ -150,15 +144,26 @@ def _download(model: str, name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
 
 
-def _verify(model: str, weights: Path) -> None:
-    """Hold the weights against the hub's SHA-256, which the cache has as the file's true name."""
+def _verified(model: str, weights: Path) -> str:
+    """The SHA-256 of the weights, which must be the hub's: in the cache, the file's true name."""
     stored = weights.resolve()
-    if SHA256.fullmatch(stored.name) and file_hash(stored) != stored.name:
+    digest = _file_hash(stored)
+    if SHA256.fullmatch(stored.name) and digest != stored.name:
         stored.unlink()
         raise UserError(
             f"The weights of {model} are damaged: their checksum is not the hub's. The file was "
             "removed from the cache; run the command again to download it."
         )
+    return digest
+
+
+def _file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as opened:
+        while chunk := opened.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager

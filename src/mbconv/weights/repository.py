@@ -18,7 +18,7 @@ from mbconv.nn.model import MBConvNet
 from mbconv.preprocessing import Preprocessing
 from mbconv.record import Record
 from mbconv.weights import file
-from mbconv.weights.labels import IMAGENET_TERMS, imagenet_labels
+from mbconv.weights.labels import DATA_LICENSES, imagenet_labels
 
 MODEL_FILE = "model.safetensors"
 CONFIG = "config.json"
@@ -26,7 +26,6 @@ CARD = "README.md"
 FILES = (CONFIG, MODEL_FILE, CARD)
 SHAPED = {"num_classes", "in_chans", "drop_rate", "drop_path_rate"}  # the tensors tell, or no odds
 USUAL = ("global_pool", "avg")
-DATA_LICENSES = dict.fromkeys(("imagenet-1k", "imagenet-12k", "imagenet-22k"), IMAGENET_TERMS)
 
 
 def save_pretrained(
