@@ -114,9 +114,30 @@ def write_published(out: Path) -> None:
     np.savez(out / "published.npz", native=shown, native_logits=logits)
 
 
+def write_transfer(out: Path) -> None:
+    """What people save after fine-tuning, by Keras 3 and 2."""
+    shown = pictures(2, *SMALL)
+    logits = {}
+    for library, name in ((keras, "transfer_3"), (tf_keras, "transfer_2")):
+        shape = (*SMALL, 3)
+        network = application(library, "efficientnet_b0", include_top=False, pooling="avg",
+                              input_shape=shape)  # fmt: skip
+        layers = library.layers
+        parts = [layers.RandomFlip(), network, layers.Dropout(0.2), layers.Dense(5)]
+        model = library.Sequential(parts)
+        model.build((None, *shape))
+        model.compile(optimizer="adam", loss="mse")
+        model.optimizer.build(model.trainable_variables)  # as after training, it is saved too
+        for suffix in ("keras", "h5"):
+            model.save(out / f"{name}.{suffix}")
+        model.save_weights(out / f"{name}.weights.h5")
+        logits[name] = model.predict(shown.astype(np.float32), verbose=0)
+    np.savez(out / "transfer.npz", shown=shown, **logits)
+
+
 if __name__ == "__main__":
     for each in sys.argv[2:]:
-        if each == "published":
-            write_published(Path(sys.argv[1]))
+        if each in (special := {"published": write_published, "transfer": write_transfer}):
+            special[each](Path(sys.argv[1]))
         else:
             write(Path(sys.argv[1]), each)

@@ -198,6 +198,25 @@ def test_a_classifier_may_have_any_name(net: tuple[str, MBConvNet], tmp_path: Pa
     assert torch.equal(loaded.head.classifier.weight, model.head.classifier.weight)
 
 
+@pytest.mark.parametrize("layout", ["old weights", "weights"])
+def test_a_network_inside_another_model(
+    net: tuple[str, MBConvNet], layout: str, tmp_path: Path
+) -> None:
+    """As keras.Sequential([EfficientNetB0(include_top=False), Dense(5)]) is saved."""
+    name, model = net
+    path = write(tmp_path / "net", layout, as_keras(model, name) | norm((1, 1, 1)))
+    with h5py.File(path, "a") as opened:
+        inner = "efficientnetb0" if layout == "old weights" else "layers/functional/layers"
+        for key in list(opened["layers"] if layout == "weights" else opened):
+            outer = key if layout == "old weights" else f"layers/{key}"
+            if "predictions" not in key and "dense" not in key:
+                opened.move(outer, f"{inner}/{key}")
+    loaded = keras.load(path)
+    assert loaded.spec.name == name
+    assert torch.equal(loaded.stem.conv.weight, model.stem.conv.weight)
+    assert torch.equal(loaded.head.classifier.bias, model.head.classifier.bias)
+
+
 # What Keras does before the stem ------------------------------------------------------------
 
 
@@ -343,6 +362,19 @@ def test_logits_equal_those_of_keras(name: str, written: Any) -> None:
     wrong = assemble(symmetric, models[0].state_dict())
     wrong.preprocessing = models[0].preprocessing
     assert compare(wrong, reference["native"], reference["native_logits"]) > 0.01
+
+
+@pytest.mark.keras
+def test_a_fine_tuned_network_is_found_in_its_model(written: Any) -> None:
+    """Augmentation, the network without its top, a classifier of the user's; by Keras 3 and 2."""
+    folder: Path = written("transfer")
+    reference = np.load(folder / "transfer.npz")
+    files = sorted(folder.glob("transfer_*"))
+    assert len(files) == 6
+    for file in files:
+        library = file.name.split(".")[0]
+        model = keras.load(file)
+        assert compare(model, reference["shown"], reference[library]) < 1e-4, file
 
 
 @pytest.mark.keras

@@ -117,7 +117,7 @@ def _no_name(name: str) -> str:
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
-    """The cached folder of a repository if its weights are in it."""
+    """The cached folder of a repository if all that `load` needs is in it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -127,7 +127,8 @@ def _cached(name: str, revision: str | None) -> Path | None:
         return None
     except HFValidationError as error:
         raise UserError(_no_name(name)) from error
-    return folder if (folder / repository.MODEL_FILE).is_file() else None
+    needed = (repository.CONFIG, repository.MODEL_FILE)
+    return folder if all((folder / name).is_file() for name in needed) else None
 
 
 def _download(model: str, name: str, revision: str | None) -> Path:

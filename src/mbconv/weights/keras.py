@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,7 +128,7 @@ def convert(
 
 
 def read(path: str | Path) -> KerasFile:
-    """Open a Keras file of any of the three layouts; whole numbers (seeds, counters) are left out.
+    """Open a Keras file of any of the three layouts; seeds and counters are left out.
 
     Raises UserError where h5py is missing or the file is none of these.
     """
@@ -147,7 +148,7 @@ def read(path: str | Path) -> KerasFile:
                 source = io.BytesIO(archive.read("model.weights.h5"))
         with h5py.File(source, "r") as opened:
             return _collect(opened, h5py.Dataset)
-    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} cannot be read as a Keras file ({error}). Give a .weights.h5, .h5 or .keras "
             "file, and copy it again if it should be one."
@@ -169,10 +170,11 @@ def _collect(opened: Any, dataset: Any) -> KerasFile:
         layer, variable = parts[-2] if len(parts) > 1 else "", parts[-1].split(":")[0]
         if layer == "vars":  # numbered variables, the layer's name beside them if Keras is new
             layer = item.parent.attrs.get("name", parts[-3])
-            variable = VARIABLES.get(len(item.parent), ())[int(variable)]
-        if item.dtype.kind == "f" and not item.external:
+            names = VARIABLES.get(len(item.parent), ())
+            variable = dict(enumerate(names)).get(int(variable), variable)
+        if item.dtype.kind == "f" and item.ndim > 0 and not item.external:
             key = f"{layer}/{variable.removeprefix('depthwise_')}"
-            tensors[key] = torch.from_numpy(item[()])
+            tensors[key] = torch.from_numpy(np.asarray(item[()], dtype=np.float32))
 
     opened.visititems(visit)
     rescalings = sum(bool(re.fullmatch(r"(.*/)?rescaling(_\d+)?", path)) for path in groups)
