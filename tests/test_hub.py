@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
+from timm.models import save_for_hf
 
 import mbconv
 from hub_server import Hub, Repository
@@ -218,6 +220,24 @@ def test_list_shows_licences(hub: Hub) -> None:
     assert "non-commercial" in listed["efficientnet_lite0"]["data_license"]
     assert f"{MODEL} " in run("weights", "list").output
     assert run("weights", "verify", MODEL, "efficientnet_lite0").output.count("ok ") == 2
+
+
+def test_timms_repositories_are_read_and_listed(hub: Hub, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for name in ("mobilenetv2_035", "resnet10t"):
+        net = timm.create_model(name, num_classes=3)
+        save_for_hf(net, tmp_path / name, safe_serialization=True)
+        hub.repositories[f"timm/{name}"] = Repository(contents(tmp_path / name))
+    model = mbconv.load("hf-hub:timm/mobilenetv2_035")
+    assert model.spec.num_classes == 3
+    assert model.provenance is not None
+    assert model.provenance["license"] == "apache-2.0"
+    assert model.provenance["revision"] == hub.repositories["timm/mobilenetv2_035"].commit
+    with pytest.raises(UserError, match="timm has no network 'resnet10t' that mbconv knows"):
+        mbconv.load("hf-hub:timm/resnet10t")
+    listed = [row["model"] for row in json.loads(run("weights", "list", "--json").output)]
+    assert "hf-hub:timm/mobilenetv2_035" in listed  # and not the other, though it is cached
+    assert not any("resnet" in model for model in listed)
 
 
 def test_training_starts_from_the_hub_and_keeps_the_licence(hub: Hub, tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import mbconv
 from mbconv.arch.spec import Spec
 from mbconv.arch.zoo import get_spec
+from mbconv.cli import main
 from mbconv.data.transform import normalise
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet, build
@@ -196,6 +198,19 @@ def test_a_classifier_may_have_any_name(net: tuple[str, MBConvNet], tmp_path: Pa
     layers["flowers"] = layers.pop("predictions")
     loaded = keras.load(write(tmp_path / "net", "weights", layers))
     assert torch.equal(loaded.head.classifier.weight, model.head.classifier.weight)
+
+
+def test_the_command_converts_keras_files(net: tuple[str, MBConvNet], tmp_path: Path) -> None:
+    name, model = net
+    path = write(tmp_path / "net", "archive", as_keras(model, name) | norm((1, 1, 1)))
+    out = tmp_path / "ours.safetensors"
+    done = CliRunner().invoke(main, ["convert", str(path), str(out), "--from", "keras"])
+    assert done.exit_code == 0, done.output
+    converted = mbconv.load(out)
+    assert torch.equal(converted.stem.conv.weight, model.stem.conv.weight)
+    assert converted.provenance is not None
+    assert converted.provenance["file"] == "net.keras"
+    assert converted.preprocessing == mbconv.load(path).preprocessing
 
 
 @pytest.mark.parametrize("layout", ["old weights", "weights"])

@@ -19,7 +19,6 @@ from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet, build
 from mbconv.preprocessing import Preprocessing
 from mbconv.weights import create_model, load, pretrained, save
-from mbconv.weights.keymap import translate
 
 LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 IMAGEWOOF = {  # ImageNet's class indices, from its list of synsets
@@ -168,19 +167,6 @@ def test_networks_without_weights_name_those_that_have_some() -> None:
     ):
         with pytest.raises(UserError, match=r"efficientnet_lite0, .*efficientnet_lite2"):
             call()
-
-
-def test_key_maps_are_strict() -> None:
-    one = torch.ones(1)
-    assert translate({"a.7": one}, [(r"a\.(\d)", r"b.\1")]) == {"b.7": one}
-    with pytest.raises(UserError, match="does not know: x, y, z and 1 more"):
-        translate({"x": one, "y": one, "z": one, "w": one}, [("a", "b")])
-    with pytest.raises(UserError, match="more than one rule of the key map matches: a"):
-        translate({"a": one}, [("a", "b"), ("a|c", "d")])
-    with pytest.raises(UserError, match="several tensors for one place: c -> b"):
-        translate({"a": one, "c": one}, [("a", "b"), ("c", "b")])
-    with pytest.raises(UserError, match="does not know: a0"):  # a whole name, not its beginning
-        translate({"a0": one}, [("a", "b")])
 
 
 # Networks changed before use --------------------------------------------------------------

@@ -98,6 +98,16 @@ def test_a_repository_can_start_another_task(tmp_path: Path) -> None:
     assert torch.equal(model.head.conv.conv.weight, net.conv_head.weight)
 
 
+def test_weights_of_a_repository_for_a_network_of_the_zoo(tmp_path: Path) -> None:
+    net = write(tmp_path, "efficientnet_b0")
+    model = mbconv.create_model("efficientnet_b0", pretrained=tmp_path, num_classes=9)
+    assert torch.equal(model.head.conv.conv.weight, net.conv_head.weight)
+    assert (model.spec.padding, model.spec.bn_eps) == ("symmetric", 1e-5)  # the weights' own
+    assert model.spec.num_classes == 9
+    with pytest.raises(UserError, match=r"has no weights for 'efficientnet_b1': missing stages"):
+        mbconv.create_model("efficientnet_b1", pretrained=tmp_path)
+
+
 def test_what_cannot_be_read_gets_a_sentence(tmp_path: Path) -> None:
     write(tmp_path, "efficientnet_b0")
 

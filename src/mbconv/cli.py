@@ -49,8 +49,8 @@ class Duration(click.ParamType[float]):
 def main() -> None:
     """MBConv networks that are efficient in milliseconds and megabytes.
 
-    MODEL is a network's name (mbconv info lists them), a spec.json, a model file (ours or Keras's),
-    a run folder, or hf-hub:OWNER/NAME[@REVISION].
+    MODEL is a network's name (mbconv info lists them), timm:NAME, torchvision:NAME or
+    hf-hub:OWNER/NAME, a spec.json, a model file (ours or Keras's), a run folder or a repository.
     """
 
 
@@ -216,6 +216,34 @@ def predict(
         sys.exit(1)
 
 
+@main.command()
+@click.argument("source_file", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--from", "source", help="Whose weights IN holds: timm, torchvision, lukemelas, "
+              "geffnet, efficientnet_lite_pytorch or keras.")  # fmt: skip
+@click.option("--name", help="What they call the network.")
+@click.option("--to", "target", help="Write for timm or torchvision. [default: our model file]")
+def convert(
+    source_file: Path, out: Path, source: str | None, name: str | None, target: str | None
+) -> None:
+    """Convert weights from other libraries (.pth, .pt, .safetensors, .h5, .keras) and back.
+
+    IN is such a file, or with --to also a model file or run folder of ours. OUT is a .safetensors
+    file. --from and --name can be left out where the tensors allow one answer.
+    """
+    from mbconv.weights.foreign import convert_file
+
+    model, written_as = convert_file(source_file, out, source, name, target)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    click.echo(f"{out}: {written_as}, {count:,} parameters, {model.spec.num_classes:,} classes")
+    if target is None:
+        seen = model.preprocessing
+        click.echo(
+            f"It will see pictures at {seen.resolution} of {seen.resize} pixels, normalised with "
+            f"mean {seen.mean} and deviation {seen.std}."
+        )
+
+
 @main.group()
 def weights() -> None:
     """Look after published weights: pip's and the Hugging Face hub's."""
@@ -327,6 +355,7 @@ def _spec(model: str) -> "Spec":
     """The spec of a name, a spec.json, a model file or a run folder; torch only if it must."""
     from mbconv.arch.spec import Spec
     from mbconv.arch.zoo import get_spec
+    from mbconv.weights.libraries import is_library_model, library_spec
 
     path = Path(model)
     if path.suffix == ".json" and path.is_file():
@@ -335,7 +364,7 @@ def _spec(model: str) -> "Spec":
         from mbconv.weights.model import load
 
         return load(path).spec
-    return get_spec(model)
+    return library_spec(model) if is_library_model(model) else get_spec(model)
 
 
 def _shaped(

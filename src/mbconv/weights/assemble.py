@@ -17,7 +17,7 @@ def assemble(spec: Spec, tensors: Mapping[str, Tensor]) -> MBConvNet:
     generators stay as they are. The network is in evaluation mode. Raises UserError that names
     the first tensors that are missing, too many or of another shape.
     """
-    model = _outline(spec)
+    model = outline(spec)
     reason = misfit(model.state_dict(), tensors)
     if reason:
         raise UserError(f"The weights do not fit the spec {spec.name!r}: {reason}.")
@@ -28,26 +28,30 @@ def assemble(spec: Spec, tensors: Mapping[str, Tensor]) -> MBConvNet:
 
 def check_fit(spec: Spec, tensors: Mapping[str, Tensor]) -> None:
     """Raise UserError unless `tensors` are those of the network that `spec` describes."""
-    reason = misfit(_outline(spec).state_dict(), tensors)
+    reason = misfit(outline(spec).state_dict(), tensors)
     if reason:
         raise UserError(f"The weights do not fit the spec {spec.name!r}: {reason}.")
 
 
 def misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
     """What keeps `given` from filling `own`, in words; None where everything fits."""
+    both = [name for name in own if name in given]
     missing = [name for name in own if name not in given]
-    if missing:
-        return f"missing {some(missing)}"
     unexpected = [name for name in given if name not in own]
+    reasons = []
+    if missing:
+        reasons.append(f"missing {some(missing)}")
     if unexpected:
-        return f"no place for {some(unexpected)}"
-    for name, tensor in own.items():
-        if given[name].shape != tensor.shape:
-            shapes = f"{list(given[name].shape)} instead of {list(tensor.shape)}"
-            return f"{name} has the shape {shapes}"
-        if given[name].is_floating_point() != tensor.is_floating_point():
-            return f"{name} is {given[name].dtype} instead of {tensor.dtype}"
-    return None
+        reasons.append(f"no place for {some(unexpected)}")
+    for name in both:
+        if given[name].shape != own[name].shape:
+            shapes = f"{list(given[name].shape)} instead of {list(own[name].shape)}"
+            reasons.append(f"{name} has the shape {shapes}")
+            break
+        if given[name].is_floating_point() != own[name].is_floating_point():
+            reasons.append(f"{name} is {given[name].dtype} instead of {own[name].dtype}")
+            break
+    return "; ".join(reasons) or None
 
 
 def some(names: Collection[str], most: int = 3) -> str:
@@ -56,7 +60,7 @@ def some(names: Collection[str], most: int = 3) -> str:
     return first if len(names) <= most else f"{first} and {len(names) - most} more"
 
 
-def _outline(spec: Spec) -> MBConvNet:
+def outline(spec: Spec) -> MBConvNet:
     """The network without memory behind its tensors, so that an absurd spec costs nothing."""
     try:
         with torch.device("meta"):

@@ -42,12 +42,7 @@ def save(model: MBConvNet, path: str | Path, provenance: dict[str, Any] | None =
     check_fit(model.spec, tensors)
     digest = tensor_hash(tensors)
     provenance = (model.provenance or {}) if provenance is None else provenance
-    text = json.dumps(describe(model, provenance, digest))
-    with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, {KEY: text})
-        except SafetensorError as error:  # it hides the system's error in its text
-            raise _system_error(error) from error
+    write_tensors(tensors, path, {KEY: json.dumps(describe(model, provenance, digest))})
     return digest
 
 
@@ -73,7 +68,7 @@ def load(path: str | Path) -> MBConvNet:
     from a newer version, or does not fit its own spec.
     """
     path = Path(path)
-    metadata, tensors = _read(path)
+    metadata, tensors = read_tensors(path)
     about = _parse(path, metadata)
     if tensor_hash(tensors) != about.get("sha256"):
         raise UserError(
@@ -113,7 +108,17 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def write_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str]) -> None:
+    """Write a `.safetensors` file, whole or not at all; UserError where that cannot be done."""
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # it hides the system's error in its text
+            raise _system_error(error) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a `.safetensors` file; UserError where it is none, or cut off."""
     if not path.exists():
         raise UserError(f"{path} does not exist; give the path of a model file.")
     if path.is_dir():
@@ -123,7 +128,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
             return file.metadata() or {}, tensors
     except SafetensorError as error:
-        if _starts_well(path):
+        if is_safetensors(path):
             raise UserError(f"{path} is cut off or damaged ({error}). Copy it again.") from error
         raise UserError(
             f"{path} is no model file: it is not in the safetensors format. Give a .safetensors "
@@ -133,7 +138,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-def _starts_well(path: Path) -> bool:
+def is_safetensors(path: Path) -> bool:
     """Whether a file begins as safetensors do: the header's length in 8 bytes, then an object."""
     with path.open("rb") as opened:
         start = opened.read(9)

@@ -23,6 +23,7 @@ from mbconv.nn.model import MBConvNet
 from mbconv.preprocessing import Preprocessing, Triple
 from mbconv.weights.assemble import assemble, some
 
+SUFFIXES = (".h5", ".hdf5", ".keras")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_PADDING = 32  # Google's evaluation resizes the short side to the resolution plus this

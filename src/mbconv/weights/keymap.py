@@ -1,47 +1,67 @@
-"""The engine behind all key maps: other people's tensor names -> ours.
+"""The engine behind all key maps: other libraries' tensors <-> ours.
 
-A map is a list of (pattern, template) pairs. A pattern is a regular expression that must match
-a whole foreign name; the template is our name, with \\1, \\2 for the pattern's groups.
+A library's layout names its module for each of ours; parameters (`weight`, `running_mean`) are
+called the same on both sides. So one map serves both directions.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from mbconv.errors import UserError
-from mbconv.weights.assemble import some
+from mbconv.arch.spec import Spec
+from mbconv.nn.model import MBConvNet
+from mbconv.weights.assemble import assemble, misfit, outline
+from mbconv.weights.libraries.network import Library, Network
 
-Rules = Iterable[tuple[str, str]]
+COUNTER = "num_batches_tracked"  # of batch norms; older files lack it, and nothing depends on it
 
 
-def translate(foreign: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
-    """The same tensors under our names.
+class KeyMap:
+    """Between the tensors of a network in `library` and those of `spec`, a spec of that network."""
 
-    Strict: every foreign name is matched by exactly one rule and gives a name of its own. Raises
-    UserError with the names where that is not so. That every tensor of ours gets one is checked
-    by `assemble`, which knows the network.
-    """
-    compiled = [(re.compile(pattern), template) for pattern, template in rules]
-    unknown: list[str] = []
-    ambiguous: list[str] = []
-    twice: list[str] = []
-    own: dict[str, Tensor] = {}
-    for name, tensor in foreign.items():
-        matches = [(m, t) for pattern, t in compiled if (m := pattern.fullmatch(name))]
-        if len(matches) != 1:
-            (ambiguous if matches else unknown).append(name)
-            continue
-        match, template = matches[0]
-        target = match.expand(template)
-        if target in own:
-            twice.append(f"{name} -> {target}")
-        own[target] = tensor
-    for names, what in (
-        (unknown, "holds tensors that the key map does not know"),
-        (ambiguous, "holds tensors that more than one rule of the key map matches"),
-        (twice, "holds several tensors for one place"),
-    ):
-        if names:
-            raise UserError(f"This checkpoint {what}: {some(names)}. It belongs to another model.")
-    return own
+    def __init__(self, library: Library, network: Network, spec: Spec) -> None:
+        self.spec = spec
+        self.pointwise = library.pointwise
+        self.names = network.layout(spec)
+        self.own = outline(spec).state_dict()
+        self.theirs = {key: self._rename(key) for key in self.own}
+
+    def misfit(self, foreign: Mapping[str, Tensor]) -> str | None:
+        """What keeps `foreign` from being this network's state dict, in its own names, or None."""
+        return misfit(self._expected(), self._complete(foreign))
+
+    def agreement(self, foreign: Mapping[str, Tensor]) -> float:
+        """Share of all tensors, there and here, whose name and shape are on both sides."""
+        expected = self._expected()
+        agree = sum(k in foreign and foreign[k].shape == t.shape for k, t in expected.items())
+        return agree / len(expected.keys() | foreign.keys())
+
+    def to_own(self, foreign: Mapping[str, Tensor]) -> MBConvNet:
+        """The network, in evaluation mode; `foreign` must fit."""
+        foreign = self._complete(foreign)
+        tensors = {k: foreign[self.theirs[k]].reshape(own.shape) for k, own in self.own.items()}
+        return assemble(self.spec, tensors)
+
+    def to_foreign(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our tensors under their names, in their shapes, on the CPU."""
+        return {
+            self.theirs[key]: tensor.detach().cpu().reshape(self._shape(key)).clone()
+            for key, tensor in own.items()
+        }
+
+    def _rename(self, key: str) -> str:
+        module, _, parameter = key.rpartition(".")
+        return f"{self.names[module]}.{parameter}"
+
+    def _shape(self, key: str) -> list[int]:
+        module, _, parameter = key.rpartition(".")
+        widen = module in self.pointwise and parameter == "weight"
+        return [*self.own[key].shape, *((1, 1) if widen else ())]
+
+    def _expected(self) -> dict[str, Tensor]:
+        return {self.theirs[k]: own.reshape(self._shape(k)) for k, own in self.own.items()}
+
+    def _complete(self, foreign: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        counters = [name for name in self.theirs.values() if name.endswith(COUNTER)]
+        return {**{name: torch.tensor(0) for name in counters}, **foreign}

@@ -1,4 +1,4 @@
-"""What MODEL means: a zoo name, a spec.json, a model file, a folder, a repository of the hub."""
+"""What MODEL means: a network's name here or elsewhere, a file, a folder, a repository."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,12 @@ from mbconv.arch.zoo import get_spec, list_specs
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet, build
 from mbconv.weights import file, hub, keras, repository
-from mbconv.weights.assemble import misfit
+from mbconv.weights.assemble import misfit, outline
+from mbconv.weights.installed import LOADERS, load_installed
+from mbconv.weights.libraries import is_library_model, library_spec
 from mbconv.weights.pretrained import load_pretrained, pretrained_names
 
 MODEL_FILE = "model.safetensors"  # in a run folder or repository
-KERAS = (".h5", ".keras")
 STEM = "stem.conv.weight"
 CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
 
@@ -23,17 +24,22 @@ CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
 def create_model(
     model: str | Path | Spec,
     *,
-    pretrained: bool = False,
+    pretrained: bool | str | Path = False,
     num_classes: int | None = None,
     in_channels: int | None = None,
     **spec_changes: Any,
 ) -> MBConvNet:
     """A network to train, in training mode.
 
-    `model` is a Spec, a zoo name, a spec.json, a model file (ours or Keras's), a run folder, or a
+    `model` is a Spec, a zoo name, a network of another library (`timm:tf_efficientnet_b0`,
+    `torchvision:efficientnet_b0`), a spec.json, a model file (ours or Keras's), a run folder, or a
     repository (`hf-hub:owner/name`, or a folder with its files); an existing path wins over a
-    name. `pretrained` takes the published weights of the network of that name; all but names,
-    specs and spec files always bring their own weights. `num_classes`, `in_channels` and
+    name. `pretrained` takes the published weights of the network of that name, for another
+    library's through that library, which must be installed; which of several sets is written
+    `timm:efficientnet_b0.ra_in1k` or `torchvision:efficientnet_b1@IMAGENET1K_V2`. Files, folders
+    and repositories always bring their own weights. Where `pretrained` is itself a network as
+    for `load`, its weights are taken, with their padding, epsilon and preprocessing; it must be
+    of the same architecture. `num_classes`, `in_channels` and
     `spec_changes` (fields of Spec or Block, as for `Spec.replace`) change the network first.
 
     Weights are carried over into the changed network:
@@ -52,12 +58,18 @@ def create_model(
     if in_channels is not None:
         changes["in_channels"] = in_channels
     source = model if isinstance(model, Spec) else _resolve(model)
-    spec = (source if isinstance(source, Spec) else source.spec).replace(**changes)
-    if isinstance(source, Spec):
-        if not pretrained:
-            return build(spec)
-        keeps_classes = spec.num_classes == source.num_classes
-        source = load_pretrained(source.name, labels=keeps_classes)
+    if isinstance(source, Spec) and not pretrained:
+        return build(source.replace(**changes))
+    base = source if isinstance(source, Spec) else source.spec
+    if not isinstance(pretrained, bool):
+        source = _weights_for(base, pretrained)
+        base = source.spec
+    elif isinstance(source, Spec):
+        keeps_classes = changes.get("num_classes", source.num_classes) == source.num_classes
+        source = _published(source.name, labels=keeps_classes)
+        if is_library_model(str(model)):  # which of several weights decides classes and resolution
+            base = source.spec
+    spec = base.replace(**changes)
     return (source if spec == source.spec else _carry_over(source, spec)).train()
 
 
@@ -65,18 +77,32 @@ def load(model: str | Path) -> MBConvNet:
     """A trained network, in evaluation mode, with `.spec .labels .preprocessing .provenance`.
 
     `model` is a model file (ours or Keras's), a run folder, a repository (`hf-hub:owner/name`, or
-    a folder with its files) or a zoo name with published weights; an existing path wins over a
-    name. Raises UserError for anything else, with what to do.
+    a folder with its files) or a network's name with published weights, here or in another
+    library, as for `create_model`; an existing path wins over a name. Raises UserError for
+    anything else, with what to do.
     """
     source = _resolve(model)
     if isinstance(source, MBConvNet):
         return source
-    if _existing(model) is None and source.name in pretrained_names():
-        return load_pretrained(source.name)
+    named = _existing(model) is None
+    if named and (is_library_model(source.name) or source.name in pretrained_names()):
+        return _published(source.name)
     raise UserError(
         f"{model} is a network without weights. Train it (mbconv train DIR --model {model}), or "
         f"take one that has weights: {', '.join(pretrained_names())}, or a model file."
     )
+
+
+def _weights_for(spec: Spec, model: str | Path) -> MBConvNet:
+    """The network `model`, which must be as `spec` but for its numerics, classes and channels."""
+    source = load(model)
+    ends = {"num_classes": source.spec.num_classes, "in_channels": source.spec.in_channels}
+    reason = misfit(outline(spec.replace(**ends)).state_dict(), source.state_dict())
+    if reason:
+        raise UserError(
+            f"{model} has no weights for {spec.name!r}: {reason}. Take its own network."
+        )
+    return source
 
 
 def has_weights(model: str | Path) -> bool:
@@ -84,7 +110,9 @@ def has_weights(model: str | Path) -> bool:
     path = Path(model)
     if path.exists():
         return path.suffix != ".json"
-    return hub.is_hub(model) or str(model) in pretrained_names()
+    name = str(model)
+    published = name.partition(":")[0] in LOADERS or name in pretrained_names()
+    return published or hub.is_hub(name)
 
 
 def _resolve(model: str | Path) -> Spec | MBConvNet:
@@ -93,12 +121,19 @@ def _resolve(model: str | Path) -> Spec | MBConvNet:
         return hub.load(str(model))
     path = _existing(model)
     if path is None:
-        return get_spec(str(model))
+        name = str(model)
+        return library_spec(name) if is_library_model(name) else get_spec(name)
     if path.is_dir():
         return _from_folder(path)
-    if path.suffix in KERAS:
+    if path.suffix in keras.SUFFIXES:
         return keras.load(path)
     return _read_spec(path) if path.suffix == ".json" else file.load(path)
+
+
+def _published(name: str, labels: bool = True) -> MBConvNet:
+    """The network `name` with its published weights, as `load_pretrained` gives it."""
+    loader = load_installed if is_library_model(name) else load_pretrained
+    return loader(name, labels=labels)
 
 
 def _existing(model: str | Path) -> Path | None:

@@ -15,15 +15,11 @@ from torch import Tensor
 from mbconv.arch.zoo import get_spec
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
-from mbconv.preprocessing import Preprocessing
-from mbconv.weights import efficientnet_lite
-from mbconv.weights.assemble import assemble
-from mbconv.weights.keymap import translate
+from mbconv.weights.keymap import KeyMap
 from mbconv.weights.labels import IMAGENET_TERMS, imagenet_labels
+from mbconv.weights.libraries.efficientnet_lite_pytorch import LIBRARY
 
 CROP_PADDING = 32  # the short side is resized to the resolution plus this
-MEAN = 127 / 255  # not ImageNet's usual ones, which cost these weights ten points
-STD = 128 / 255
 
 
 @dataclass(frozen=True)
@@ -78,17 +74,12 @@ def load_pretrained(name: str, *, labels: bool = True) -> MBConvNet:
         )
     package = PACKAGES[name]
     spec = get_spec(name)
-    model = assemble(spec, translate(_state_dict(package), efficientnet_lite.rules(spec)))
+    network = LIBRARY.networks[name]
+    model = KeyMap(LIBRARY, network, spec).to_own(_state_dict(package))
     model.labels = imagenet_labels() if labels else None
-    model.preprocessing = Preprocessing(
-        resolution=spec.resolution,
-        resize=spec.resolution + CROP_PADDING,
-        # Google's training used TensorFlow's bilinear, which does not smooth when it shrinks;
-        # bicubic and bilinear score alike here (71.3% and 71.4% of 800 Imagewoof pictures).
-        interpolation="bicubic",
-        mean=(MEAN, MEAN, MEAN),
-        std=(STD, STD, STD),
-    )
+    # Resized bicubically. Google's training used TensorFlow's bilinear, which does not smooth when
+    # it shrinks; both score alike here (71.3% and 71.4% of 800 Imagewoof pictures).
+    model.preprocessing = network.preprocessing(spec.resolution, spec.resolution + CROP_PADDING)
     model.provenance = {
         "weights": name,
         "trained_on": "ImageNet-1k",

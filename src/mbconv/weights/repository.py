@@ -9,15 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from mbconv.errors import UserError
 from mbconv.files import write_json, write_text
 from mbconv.nn.model import MBConvNet
 from mbconv.preprocessing import Preprocessing
 from mbconv.record import Record
 from mbconv.weights import file
+from mbconv.weights.conversion import convert
 from mbconv.weights.labels import DATA_LICENSES, imagenet_labels
 
 MODEL_FILE = "model.safetensors"
@@ -73,8 +71,6 @@ def load(folder: Path) -> MBConvNet:
     Preprocessing, labels and licences are the config's and the card's; epsilon and padding follow
     from the name. Raises UserError where a file is missing or broken or the network is unknown.
     """
-    from mbconv.weights.conversion import convert  # it imports `load`, which imports this
-
     config = read_config(folder)
     name = str(config["architecture"])
     about = config.get("pretrained_cfg", config)
@@ -112,10 +108,7 @@ def _tensors(folder: Path) -> dict[str, Any]:
     path = folder / MODEL_FILE
     if not path.is_file():
         raise UserError(f"there is no {MODEL_FILE}; mbconv opens no pickled weights")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{MODEL_FILE} is cut off or damaged ({error})") from error
+    return file.read_tensors(path)[1]
 
 
 def _preprocessing(about: dict[str, Any]) -> Preprocessing:

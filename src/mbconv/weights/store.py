@@ -1,6 +1,5 @@
 """The weights that are on this machine, or that pip can bring."""
 
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Literal
 from mbconv.errors import UserError
 from mbconv.weights import hub, repository
 from mbconv.weights.labels import IMAGENET_TERMS
+from mbconv.weights.libraries import find_network, get_library
 from mbconv.weights.pretrained import PACKAGES
 
 
@@ -74,6 +74,7 @@ def _about(folder: Path) -> dict[str, Any] | None:
         config = repository.read_config(folder)
         if config.get("library_name") == "mbconv":
             return dict(config.get("provenance") or {})
-        return repository.licences(folder) if repository.is_foreign(folder) else None
-    except (UserError, json.JSONDecodeError, ValueError):
+        find_network(get_library("timm"), str(config.get("architecture")))
+        return repository.licences(folder)
+    except UserError:
         return None

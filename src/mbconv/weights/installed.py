@@ -1,0 +1,97 @@
+"""Published weights through the loader of the library that publishes them: timm, torchvision."""
+
+import math
+from collections.abc import Callable
+from importlib import import_module, metadata
+from typing import Any
+
+from torch import nn
+
+from mbconv.errors import UserError
+from mbconv.nn.model import MBConvNet
+from mbconv.preprocessing import Preprocessing
+from mbconv.weights.conversion import convert
+from mbconv.weights.labels import imagenet_labels
+from mbconv.weights.libraries import find_network, get_library, split_tag
+
+IMAGENET_CLASSES = 1000
+Loaded = tuple[nn.Module, Preprocessing, str]  # the network, how it sees pictures, which weights
+
+
+def load_installed(model: str, *, labels: bool = True) -> MBConvNet:
+    """The network `timm:NAME[.TAG]` or `torchvision:NAME[@WEIGHTS]` with its published weights.
+
+    In evaluation mode, at the resolution and with the preprocessing that the library gives; the
+    first use downloads the weights into that library's own cache. Labels are ImageNet's class
+    names where there are 1,000 classes, None with `labels=False`. Raises UserError where the
+    library is not installed, has no such network or weights, or cannot fetch them.
+    """
+    source, _, name = model.partition(":")
+    key = find_network(get_library(source), name)
+    if source not in LOADERS:
+        raise UserError(
+            f"{source} has no weights that mbconv can fetch: download the file and run "
+            f"mbconv convert FILE OUT --from {source} --name {key}."
+        )
+    theirs, preprocessing, weights = _call(source, key, split_tag(name)[1])
+    ours = convert(theirs.state_dict(), source, key)
+    ours.spec = ours.spec.replace(name=model, resolution=preprocessing.resolution)
+    ours.preprocessing = preprocessing
+    if labels and ours.spec.num_classes == IMAGENET_CLASSES:
+        ours.labels = imagenet_labels()
+    package = f"{source} {metadata.version(source)}"
+    ours.provenance = {"weights": f"{source}:{weights}", "package": package}
+    return ours
+
+
+def _call(source: str, key: str, tag: str) -> Loaded:
+    try:
+        library = import_module(source)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{source}:{key} takes its weights through {source}, which is not installed here. "
+            f"Run: pip install {source}"
+        ) from error
+    try:
+        return LOADERS[source](library, key, tag)
+    except (OSError, RuntimeError, KeyError) as error:  # what the two raise, offline included
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{source} has or fetched no weights of {key}{' ' + tag if tag else ''} ({reason}). "
+            "Check the name and the network connection, or leave pretrained out."
+        ) from error
+
+
+def _from_timm(timm: Any, key: str, tag: str) -> Loaded:
+    net = timm.create_model(f"{key}.{tag}" if tag else key, pretrained=True)
+    seen = timm.data.resolve_model_data_config(net)
+    side = seen["input_size"][-1]
+    preprocessing = Preprocessing(
+        resolution=side,
+        resize=math.floor(side / seen["crop_pct"]),
+        interpolation=seen["interpolation"],
+        mean=seen["mean"],
+        std=seen["std"],
+        keep_aspect=seen["crop_mode"] != "squash",
+    )
+    return net, preprocessing, f"{key}.{net.pretrained_cfg['tag']}"
+
+
+def _from_torchvision(torchvision: Any, key: str, tag: str) -> Loaded:
+    weights = torchvision.models.get_model_weights(key)[tag or "DEFAULT"]
+    net = torchvision.models.get_model(key, weights=weights)
+    seen = weights.transforms()
+    preprocessing = Preprocessing(
+        resolution=seen.crop_size[0],
+        resize=seen.resize_size[0],
+        interpolation=seen.interpolation.value,
+        mean=seen.mean,
+        std=seen.std,
+    )
+    return net, preprocessing, f"{key}@{weights.name}"
+
+
+LOADERS: dict[str, Callable[[Any, str, str], Loaded]] = {
+    "timm": _from_timm,
+    "torchvision": _from_torchvision,
+}
