@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 import mbconv
 from mbconv.arch.spec import Spec
 from mbconv.cli import main
+from mbconv.kernels import dispatch, native
 from mbconv.weights.file import tensor_hash
 from small import SMALL, write_classes, write_model
 
@@ -41,6 +42,9 @@ def test_info() -> None:
     skips = json.loads(run("info", "--skips", "--json").output)
     assert [row["skippable"] for row in skips] == [9, 16, 16, 19, 25, 32, 38, 48]
     assert "efficientnet_lite4" in run("info").output.split()
+    rows = {row["name"]: row for row in json.loads(run("info", "--json").output)}
+    assert list(rows) == list(mbconv.list_specs())
+    assert rows["efficientnet_b0"]["macs"] == figures["macs"]
 
 
 def test_info_reshapes_and_saves(tmp_path: Path) -> None:
@@ -103,6 +107,19 @@ def test_train_eval_predict(data: Path, tmp_path: Path) -> None:
     assert twin.exit_code == 0, twin.output
     hashes = [tensor_hash(mbconv.load(path).state_dict()) for path in (out, tmp_path / "twin")]
     assert hashes[0] == hashes[1]
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = json.loads(run("doctor", "--json").output)["kernels"]
+    words = run("doctor").output
+    if found["instruction_set"] is not None:
+        assert f"native kernels ({found['instruction_set']})" in words or found["mode"] != "auto"
+        assert found["instruction_set"] in found["compiled"]
+    monkeypatch.setattr(native, "library", lambda: (None, "no compiler was found"))
+    monkeypatch.setattr(dispatch._choice, "mode", "auto")
+    words = run("doctor").output
+    assert "plain modules" in words
+    assert words.endswith("missing     no compiler was found\n")
 
 
 def test_data_check_and_cache(data: Path) -> None:

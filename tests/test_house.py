@@ -16,6 +16,7 @@ STOREYS = (
     ("files",),
     ("record", "preprocessing"),
     ("arch",),
+    ("kernels",),
     ("nn",),
     ("weights",),
     ("data",),
@@ -96,6 +97,7 @@ def test_public_names() -> None:
         "import mbconv; mbconv.Spec; mbconv.get_spec('efficientnet_b0'); mbconv.cost",
         "from mbconv.cli import main; main(['--help'], standalone_mode=False)",
         "from mbconv.cli import main; main(['info', 'efficientnet_b0'], standalone_mode=False)",
+        "from mbconv.cli import main; main(['info', 'timm:mnasnet_100'], standalone_mode=False)",
         "import mbconv.report.run",
     ],
 )

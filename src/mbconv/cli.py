@@ -116,8 +116,11 @@ def info(
         else:
             network.show(network.skip_table(specs))
     elif model is None:
-        names = list_specs()
-        click.echo(json.dumps(names) if as_json else "\n".join(names))
+        specs = [get_spec(name) for name in list_specs()]
+        if as_json:
+            click.echo(json.dumps(network.zoo_rows(specs), indent=2))
+        else:
+            network.show(network.zoo_table(specs))
     else:
         spec = _shaped(_spec(model), **shape)
         if save is not None:
@@ -242,6 +245,21 @@ def convert(
             f"It will see pictures at {seen.resolution} of {seen.resize} pixels, normalised with "
             f"mean {seen.mean} and deviation {seen.std}."
         )
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
+def doctor(as_json: bool) -> None:
+    """Show what this machine computes with, why, and what is missing."""
+    from mbconv import kernels
+    from mbconv.record import environment
+    from mbconv.report.doctor import doctor_lines
+
+    found = {"environment": environment(), "kernels": kernels.status()}
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        click.echo("\n".join(doctor_lines(**found)))
 
 
 @main.group()

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from mbconv.arch.block import Block, Conv, Gating
 from mbconv.arch.spec import Spec
+from mbconv.nn import fused
 from mbconv.nn.conv import ConvNormAct
 from mbconv.nn.gate import make_gate
 
@@ -88,6 +89,9 @@ class MBConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', ceil(H/stride), ceil(W/stride)]."""
+        whole = fused.block(self, x)
+        if whole is not None:
+            return whole
         y: Tensor = x
         for part in (self.start, self.expand, self.depthwise, self.gate, self.project):
             if part is not None:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mbconv.arch.block import Conv
 from mbconv.arch.spec import Padding, Spec
+from mbconv.nn import fused
 from mbconv.nn.activation import make_activation
 
 
@@ -46,13 +47,17 @@ class Conv2d(nn.Conv2d):
 
     def convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The same convolution with other numbers: `weight` shaped as its own, `bias` [C']."""
+        whole = fused.depthwise(self, input, weight, bias)
+        if whole is not None:
+            return whole
         if self.pads_by_size:
             height, width = input.shape[-2:]
             input = F.pad(input, (*self._sides(width), *self._sides(height)))
         learns = torch.is_grad_enabled() and input.device.type == "cpu"
         if self.groups > 1 and learns and torch.is_autocast_enabled("cpu"):
-            # In bfloat16 the library's depthwise backward takes up to ten times as long as in
-            # float32 (oneDNN in torch 2.14, AVX-512), which eats what the 1x1 convolutions gain.
+            # Without our kernels: in bfloat16 the library's depthwise backward takes up to ten
+            # times as long as in float32 (oneDNN in torch 2.14, AVX-512), which eats what the 1x1
+            # convolutions gain.
             with torch.autocast("cpu", enabled=False):
                 y: Tensor = self._conv_forward(input.float(), weight.float(), bias)
             return y
@@ -91,6 +96,9 @@ class ConvNormAct(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', ceil(H/stride), ceil(W/stride)]."""
         if self.norm.training:
+            whole = fused.conv_norm_act(self, x)
+            if whole is not None:
+                return whole
             y: Tensor = self.act(self.norm(self.conv(x)))
             return y
         weight, bias = self.folded()

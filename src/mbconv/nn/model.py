@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mbconv.arch.fields import known
 from mbconv.arch.spec import Pooling, Spec
+from mbconv.nn import fused
 from mbconv.nn.activation import make_activation
 from mbconv.nn.block import MBConvBlock
 from mbconv.nn.conv import ConvNormAct
@@ -69,7 +70,8 @@ class Head(nn.Module):
 
     def pooled(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, classifier.in_features], before dropout."""
-        y: Tensor = self.pool(self.conv(x))
+        mean = fused.conv_norm_act_mean(self.conv, x) if self.pool.kind == "avg" else None
+        y: Tensor = self.pool(self.conv(x)) if mean is None else mean
         return y if self.hidden is None else self.hidden(y)
 
     def forward(self, x: Tensor) -> Tensor:

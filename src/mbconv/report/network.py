@@ -16,6 +16,10 @@ if TYPE_CHECKING:  # rich takes half of the time that `mbconv info` may take; --
 
 WIDTH = 100  # columns that the tables need
 _MIB = 2**20
+_BYTES = (
+    "out: outputs of all convolutions; kept: what plain PyTorch keeps for backward.",
+    "Both for one picture in fp32. MACs leave out batch norm and biases.",
+)
 _GATES = {None: "", "se": " SE", "sse": " sSE", "scse": " scSE", "eca": " ECA"}
 
 
@@ -70,6 +74,42 @@ def network_table(spec: Spec, resolution: int | None = None) -> "Table":
     _add_row(table, "", "Linear", rest)
     table.add_section()
     _add_row(table, "total", "", figures.operators, style="bold")
+    return table
+
+
+def zoo_rows(specs: Iterable[Spec]) -> list[dict[str, Any]]:
+    """For each network, at its own resolution: what it costs, and where it was published."""
+    rows = []
+    for spec in specs:
+        figures = cost(spec)
+        rows.append(
+            {
+                "name": spec.name,
+                "resolution": figures.resolution,
+                "params": figures.params,
+                "macs": figures.macs,
+                "activation_bytes": figures.activation_bytes,
+                "saved_bytes": figures.saved_bytes,
+                "source": spec.source,
+            }
+        )
+    return rows
+
+
+def zoo_table(specs: Iterable[Spec]) -> "Table":
+    """`zoo_rows` for a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = _table(
+        Table(caption=Text("\n".join(_BYTES)), caption_justify="left"),
+        ("network",),
+        ("px", "params", "MMACs", "out MiB", "kept MiB"),
+    )
+    for row in zoo_rows(specs):
+        table.add_row(Text(row["name"]), str(row["resolution"]), f"{row['params']:,}",
+                      _short(row["macs"] / 1e6, 1), _short(row["activation_bytes"] / _MIB, 1),
+                      _short(row["saved_bytes"] / _MIB, 1))  # fmt: skip
     return table
 
 
@@ -139,8 +179,7 @@ def _caption(spec: Spec, figures: Cost) -> "Text":
     from rich.text import Text
 
     lines = [
-        "out: outputs of all convolutions; kept: what plain PyTorch keeps for backward.",
-        "Both for one picture in fp32. MACs leave out batch norm and biases.",
+        *_BYTES,
         "skip: an identity shortcut, or D for ResNet-D's pooling and 1x1 convolution.",
         f"spec {spec.hash}" + (f", {spec.source}" if spec.source else ""),
     ]

@@ -1,5 +1,6 @@
 """Other libraries' weights <-> our networks."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import cache
@@ -69,14 +70,16 @@ def convert(
         raise UserError("This is no state dict: it must map names to tensors, at least one.")
     fitting = _fitting(candidates, state_dict)
     if not fitting:
-        raise UserError(_why_none_fits(state_dict, candidates, source))
-    distinct = list({_function(c.spec): c for c in reversed(fitting)}.values())[::-1]
-    if len(distinct) > 1:
+        raise UserError(_why_none_fits(state_dict, candidates))
+    distinct: dict[str, Candidate] = {}
+    for candidate in fitting:
+        distinct.setdefault(_function(candidate.spec), candidate)
+    chosen, *others = distinct.values()
+    if others:
         raise UserError(
-            f"These weights fit {_list(distinct)}, which pad or normalise differently; "
-            "say which they are (source and name)."
+            f"These weights fit {_list([chosen, *others])}, which pad or normalise differently; "
+            "give the source and the name."
         )
-    chosen = fitting[0]
     model = _key_map(chosen, state_dict).to_own(state_dict)
     usual = model.preprocessing
     model.preprocessing = chosen.network.preprocessing(usual.resolution, usual.resize)
@@ -84,16 +87,20 @@ def convert(
     return model
 
 
-def export_state_dict(model: MBConvNet, target: str) -> dict[str, Tensor]:
+def export_state_dict(model: MBConvNet, target: str) -> OrderedDict[str, Tensor]:
     """The weights of `model` as timm or torchvision names them, copied to the CPU.
 
     They belong to the network that `counterpart(model.spec, target)` names, made there with as
     many classes and input channels. Raises UserError where that library has no network that
     computes the same, with the nearest and what differs.
     """
+    key = counterpart(model.spec, target)
     library = get_library(target)
-    network = library.networks[counterpart(model.spec, target)]
-    return KeyMap(library, network, model.spec).to_foreign(model.state_dict())
+    network = library.networks[key]
+    state = OrderedDict(KeyMap(library, network, model.spec).to_foreign(model.state_dict()))
+    if network.version is not None:
+        state.__dict__["_metadata"] = {"": {"version": network.version}}
+    return state
 
 
 def counterpart(spec: Spec, target: str) -> str:
@@ -167,18 +174,15 @@ def _nearest(candidates: list[Candidate], tensors: Mapping[str, Tensor]) -> Cand
     return max(by_size[:8], key=lambda c: _key_map(c, tensors).agreement(tensors))
 
 
-def _why_none_fits(
-    tensors: Mapping[str, Tensor], candidates: list[Candidate], source: str | None
-) -> str:
+def _why_none_fits(tensors: Mapping[str, Tensor], candidates: list[Candidate]) -> str:
     nearest = _nearest(candidates, tensors)
     reason = _key_map(nearest, tensors).misfit(tensors)
-    if len(candidates) > 1:
-        words = "no network of " + (source or "any source")
-        return f"These weights fit {words}; the nearest, {nearest}, differs: {reason}."
     others = [c for c in _candidates(None, None) if c not in candidates]
     fitting = _fitting(others, tensors)
     if fitting:
         return f"These weights do not fit {nearest}: {reason}. They fit {_list(fitting)}."
+    if len(candidates) > 1:
+        return f"No network fits these weights; the nearest, {nearest}, differs: {reason}."
     best = _nearest(others, tensors)
     return f"These weights do not fit {nearest}: {reason}. The nearest network is {best}."
 

@@ -35,9 +35,11 @@ def convert_file(
         raise UserError(f"{out} must end in .safetensors; other kinds are not written.")
     own = path.is_dir() or is_model_file(path)
     if own and target is None:
-        raise UserError(f"{path} is a model file already; give --to to convert it.")
+        raise UserError(
+            f"{path} is mbconv's own already; give --to to write it for another library."
+        )
     if own and (source or name):
-        raise UserError(f"{path} is a model file of mbconv; leave --from and --name out.")
+        raise UserError(f"{path} is mbconv's own; leave --from and --name out.")
     model = load(path) if own else _convert_foreign(path, source, name)
     if target is None:
         file.save(model, out)
@@ -80,11 +82,13 @@ def _convert_foreign(path: Path, source: str | None, name: str | None) -> MBConv
 
 def _read_pickle(path: Path) -> Any:
     try:
-        # timm's training script stores its options, a plain record, beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        opened = path.open("rb")
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    try:
+        # timm's training script stores its options, a plain record, beside the weights.
+        with opened, torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(opened, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} was not loaded: it holds more than tensors, and other Python objects can run "

@@ -54,11 +54,11 @@ def _call(source: str, key: str, tag: str) -> Loaded:
         ) from error
     try:
         return LOADERS[source](library, key, tag)
-    except (OSError, RuntimeError, KeyError) as error:  # what the two raise, offline included
+    except (OSError, RuntimeError) as error:  # what the two raise, offline included
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{source} has or fetched no weights of {key}{' ' + tag if tag else ''} ({reason}). "
-            "Check the name and the network connection, or leave pretrained out."
+            f"{source} has no such weights of {key}, or cannot fetch them ({reason}). "
+            "Check the name and the network connection, or build it without weights."
         ) from error
 
 
@@ -78,7 +78,11 @@ def _from_timm(timm: Any, key: str, tag: str) -> Loaded:
 
 
 def _from_torchvision(torchvision: Any, key: str, tag: str) -> Loaded:
-    weights = torchvision.models.get_model_weights(key)[tag or "DEFAULT"]
+    known = torchvision.models.get_model_weights(key)
+    if tag and tag not in known.__members__:
+        names = ", ".join(known.__members__)
+        raise UserError(f"torchvision has no weights {tag!r} of {key}; known: {names}.")
+    weights = known[tag or "DEFAULT"]
     net = torchvision.models.get_model(key, weights=weights)
     seen = weights.transforms()
     preprocessing = Preprocessing(

@@ -22,12 +22,14 @@ class Network:
 
     `pixels` are the mean and standard deviation of its published weights' input, for pixels in
     0..1, where all weights of that network agree; None stands for ImageNet's usual ones.
+    `version` is what the library wants to read in a state dict's `_metadata`, if anything.
     """
 
     zoo: str
     layout: Layout
     numerics: Mapping[str, Any]  # fields of Spec and Block
     pixels: tuple[float, float] | None = None
+    version: int | None = None
 
     def spec(self, name: str) -> Spec:
         return get_spec(self.zoo).replace(name=name, **self.numerics)
@@ -56,6 +58,7 @@ def table(
     layout: Layout,
     numerics: Mapping[str, Any],
     pixels: tuple[float, float] | None = None,
+    version: int | None = None,
 ) -> dict[str, Network]:
     """A table's rows, from names there -> zoo names."""
-    return {name: Network(zoo, layout, numerics, pixels) for name, zoo in names.items()}
+    return {name: Network(zoo, layout, numerics, pixels, version) for name, zoo in names.items()}

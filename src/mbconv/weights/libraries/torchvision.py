@@ -124,5 +124,6 @@ LIBRARY = Library(
         },
         mnasnet,
         {**TORCH, "bn_momentum": 0.0003},
+        version=2,
     ),
 )

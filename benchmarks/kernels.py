@@ -1,0 +1,133 @@
+"""Each native kernel on every distinct shape of a network, beside what the machine can do.
+
+    python benchmarks/kernels.py [--model efficientnet_b0] [--batch 16] [--dtype bfloat16]
+
+Ceilings are taken in the same run: copying a buffer that exceeds the caches, and a float32 matrix
+product. A kernel's floor is the longer of its bytes at the one and its multiply-adds at the other;
+"of floor" is floor / time. The maps of shapes marked * fit into the last cache, where the memory's
+ceiling does not bind. Arithmetic of norms and activations is not counted.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import mbconv
+from mbconv.kernels import native
+from mbconv.kernels.reference import ACTIVATIONS, Geometry
+from mbconv.record import Record, write_records
+
+CACHE = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel on a shape: what it moves and computes."""
+
+    name: str
+    call: Callable[[], object]
+    bytes: float
+    flops: float
+
+
+def seconds(call: Callable[[], object], repeats: int = 7) -> float:
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def ceilings() -> tuple[float, float]:
+    """Bytes and float32 operations a second."""
+    x, y = torch.zeros(2, 2**26)
+    a = torch.randn(2048, 2048)
+    return 2 * 4 * x.numel() / seconds(lambda: y.copy_(x)), 2 * 2048**3 / seconds(lambda: a @ a)
+
+
+def shapes(model: str, resolution: int) -> Iterator[tuple[str, int, int, int, int]]:
+    """Activation, width, side, kernel and stride of each distinct depthwise convolution."""
+    spec, seen = mbconv.get_spec(model), set()
+    side = -(-resolution // spec.stem_stride)
+    for _, _, channels, block in spec.blocks():
+        case = (block.activation, block.expanded(channels), side, block.kernel, block.stride)
+        if case not in seen:
+            seen.add(case)
+            yield case
+        side = -(-side // block.stride)
+
+
+def cases(shape: tuple[str, int, int, int, int], batch: int, dtype: torch.dtype) -> Iterator[Case]:
+    act, channels, side, kernel, stride = shape
+    assert act in ACTIVATIONS
+    out, size = -(-side // stride), dtype.itemsize
+    e = torch.randn(batch, side, side, channels).to(dtype)
+    d, g = (torch.randn(batch, out, out, channels).to(dtype) for _ in range(2))
+    norm = torch.rand(4, channels) + 0.5
+    factor, means = torch.rand(batch, channels), torch.rand(2, channels)
+    weight, geometry = torch.randn(channels, 1, kernel, kernel), Geometry(kernel, stride, 1, 1)
+    large, small, flops = e.numel() * size, d.numel() * size, 2.0 * d.numel() * kernel**2
+    label = f"{channels:5} x {side:3} k{kernel} s{stride}{'*' if large < CACHE else ' '}"
+    calls: list[tuple[str, Callable[[], object], float, float]] = [
+        ("depthwise", lambda: native.depthwise(e, norm, act, weight, geometry, statistics=True),
+         large + small, flops),
+        ("depthwise_backward",
+         lambda: native.depthwise_backward(e, g, norm, act, weight, geometry),
+         2 * large + small, 2 * flops),
+        ("moments", lambda: native.moments(e), large, 0),
+        ("pool", lambda: native.pool(d, norm, act), small, 0),
+        ("normalise", lambda: native.normalise(d, norm, act, factor), 2 * small, 0),
+        ("reduce",
+         lambda: native.reduce(d, g, norm, act, gated=True, factor=factor, output=True),
+         3 * small, 0),
+        ("apply", lambda: native.apply(d, g, norm, act, means, factor=factor, offset=factor),
+         3 * small, 0),
+        ("apply, no act", lambda: native.apply(e, e, norm, "none", means), 3 * large, 0),
+    ]  # fmt: skip
+    for name, call, moved, computed in calls:
+        yield Case(f"{label} {name}", call, moved, computed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="efficientnet_b0")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--resolution", type=int, default=224)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--only", default="", help="kernels whose name contains this")
+    parser.add_argument("--out", type=Path, help="write Records here")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    bandwidth, arithmetic = ceilings()
+    print(f"copy {bandwidth / 1e9:.1f} GB/s, float32 product {arithmetic / 1e9:.0f} GFLOP/s, "
+          f"{native.library()[1]}, {torch.get_num_threads()} threads")  # fmt: skip
+    records, totals = [], dict[str, float]()
+    for shape in shapes(args.model, args.resolution):
+        for case in cases(shape, args.batch, getattr(torch, args.dtype)):
+            if args.only not in case.name:
+                continue
+            taken = seconds(case.call)
+            floor = max(case.bytes / bandwidth, case.flops / arithmetic)
+            kind = case.name.split(" ", 5)[-1]
+            totals[kind] = totals.get(kind, 0) + taken
+            print(f"{case.name:40} {1e3 * taken:7.2f} ms {case.bytes / taken / 1e9:6.1f} GB/s "
+                  f"{case.flops / taken / 1e9:6.1f} GFLOP/s {floor / taken:5.0%} of floor",
+                  flush=True)  # fmt: skip
+            detail = {"bytes": case.bytes, "flops": case.flops, "floor": floor,
+                      "bandwidth": bandwidth, "arithmetic": arithmetic}  # fmt: skip
+            records.append(Record(name=case.name, value=taken, unit="s", detail=detail))
+    if args.out:
+        write_records(args.out, records)
+
+
+if __name__ == "__main__":
+    main()

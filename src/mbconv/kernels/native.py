@@ -1,0 +1,209 @@
+"""The fused operators in C++, through ctypes; the same functions as in `reference`.
+
+One shared library for each instruction set lies in `native/`, where the install could compile
+them. Tensors are on the CPU, maps in float32 or bfloat16. The work goes to the threads of torch's
+own OpenMP runtime, as many as `torch.get_num_threads()` says.
+"""
+
+import ctypes
+import platform
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbconv.kernels.reference import ACTIVATIONS, Act, Geometry
+
+FOLDER = Path(__file__).with_name("native")
+# By preference; what a processor must have, by the names of /proc/cpuinfo.
+INSTRUCTION_SETS: dict[str, frozenset[str]] = {
+    "avx512_bf16": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}),
+    "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
+    "avx2": frozenset({"avx2", "fma"}),
+    "generic": frozenset(),
+}
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Map(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("n", "pixels", "c")]
+
+
+class _Depthwise(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in ("n", "h", "w", "c", "oh", "ow", "kernel", "stride", "top", "left")
+    ]
+
+
+@cache
+def processor_features() -> frozenset[str]:
+    """What the processor and the system let a program use, as /proc/cpuinfo lists it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    fields = (line.partition(":") for line in lines)
+    features = (v for name, _, v in fields if name.strip() in ("flags", "Features"))
+    return frozenset(next(features, "").split())
+
+
+def usable() -> list[str]:
+    """Instruction sets that this processor has, the best first."""
+    return [name for name, needs in INSTRUCTION_SETS.items() if needs <= processor_features()]
+
+
+def compiled() -> list[str]:
+    """Instruction sets that the install has compiled."""
+    return [name for name in INSTRUCTION_SETS if _path(name).exists()]
+
+
+@cache
+def library() -> tuple[ctypes.CDLL | None, str]:
+    """The best library that runs here and its instruction set, or None and the reason."""
+    if sys.platform != "linux":
+        return None, f"native kernels exist for Linux; this is {platform.system()}"
+    names = [name for name in usable() if name in compiled()]
+    if not names:
+        return None, "the install found no C++ compiler: install g++ or clang, then mbconv again"
+    try:
+        _share_openmp()
+        return ctypes.CDLL(str(_path(names[0]))), names[0]
+    except OSError as error:
+        return None, f"{_path(names[0]).name} cannot be loaded: {error}"
+
+
+def _path(name: str) -> Path:
+    return FOLDER / f"{name}.so"
+
+
+def _share_openmp() -> None:
+    """Let the library, which brings no OpenMP runtime, find the one that torch has loaded."""
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    loaded = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line}
+    own = str(Path(torch.__file__).parent)
+    for path in sorted(loaded, key=lambda p: not p.startswith(own))[:1]:
+        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean, variance = x.new_empty(2, x.shape[3], dtype=torch.float32)
+    _call("moments", x, _half(x), _map(x), torch.get_num_threads(), mean, variance)
+    return mean, variance
+
+
+def normalise(
+    x: Tensor, norm: Tensor, act: Act, factor: Tensor | None = None, addend: Tensor | None = None
+) -> Tensor:
+    y = torch.empty_like(x)
+    _call("normalise", x, _half(x), _map(x), norm, _number(act), factor, addend,
+          torch.get_num_threads(), y)  # fmt: skip
+    return y
+
+
+def pool(x: Tensor, norm: Tensor, act: Act) -> Tensor:
+    mean = x.new_empty(x.shape[0], x.shape[3], dtype=torch.float32)
+    _call("pool", x, _half(x), _map(x), norm, _number(act), torch.get_num_threads(), mean)
+    return mean
+
+
+def reduce(
+    x: Tensor,
+    grad: Tensor | None,
+    norm: Tensor,
+    act: Act,
+    *,
+    gated: bool = False,
+    factor: Tensor | None = None,
+    output: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    sums = x.new_empty(x.shape[0], 5, x.shape[3], dtype=torch.float32)
+    y = torch.empty_like(x) if output else None
+    _call("reduce", x, grad, _half(x), _map(x), norm, _number(act), int(gated), factor,
+          torch.get_num_threads(), sums, y)  # fmt: skip
+    return sums, y
+
+
+def apply(
+    x: Tensor,
+    grad: Tensor | None,
+    norm: Tensor,
+    act: Act,
+    means: Tensor,
+    *,
+    factor: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Tensor:
+    dx = torch.empty_like(x)
+    _call("apply", x, grad, _half(x), _map(x), norm, _number(act), factor, offset, means,
+          torch.get_num_threads(), dx)  # fmt: skip
+    return dx
+
+
+def depthwise(
+    x: Tensor,
+    norm: Tensor | None,
+    act: Act,
+    weight: Tensor,
+    geometry: Geometry,
+    *,
+    bias: Tensor | None = None,
+    statistics: bool = False,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    shape = _shape(x, geometry)
+    y = x.new_empty(shape.n, shape.oh, shape.ow, shape.c)
+    mean, variance = x.new_empty(2, shape.c, dtype=torch.float32) if statistics else (None, None)
+    _call("depthwise", x, _half(x), shape, norm, _number(act), weight, bias,
+          torch.get_num_threads(), y, mean, variance)  # fmt: skip
+    if mean is None or variance is None:
+        return y, None
+    return y, (mean, variance)
+
+
+def depthwise_backward(
+    x: Tensor, grad: Tensor, norm: Tensor | None, act: Act, weight: Tensor, geometry: Geometry
+) -> tuple[Tensor, Tensor, Tensor]:
+    dz, dw = torch.empty_like(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
+    sums = x.new_empty(2, x.shape[3], dtype=torch.float32)
+    _call("depthwise_backward", x, grad, _half(x), _shape(x, geometry), norm, _number(act), weight,
+          torch.get_num_threads(), dz, dw, sums)  # fmt: skip
+    return dz, dw, sums
+
+
+def _call(name: str, *arguments: Any) -> None:
+    """Call `mbconv_<name>`: tensors as addresses, structures by address, None as null."""
+    functions, _ = library()
+    assert functions is not None
+    ready = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            # Nothing below looks at strides or types: a wrong one would be read as it lies.
+            half = argument.dtype == torch.bfloat16
+            assert argument.is_contiguous(), name
+            assert half or argument.dtype == torch.float32, name
+            ready.append(ctypes.c_void_p(argument.data_ptr()))
+        elif isinstance(argument, ctypes.Structure):
+            ready.append(ctypes.byref(argument))  # type: ignore[arg-type]
+        else:
+            ready.append(argument)
+    getattr(functions, f"mbconv_{name}")(*ready)
+
+
+def _half(x: Tensor) -> int:
+    return int(x.dtype == torch.bfloat16)
+
+
+def _number(act: Act) -> int:
+    return ACTIVATIONS.index(act)
+
+
+def _map(x: Tensor) -> _Map:
+    return _Map(x.shape[0], x.shape[1] * x.shape[2], x.shape[3])
+
+
+def _shape(x: Tensor, geometry: Geometry) -> _Depthwise:
+    n, h, w, c = x.shape
+    return _Depthwise(n, h, w, c, *geometry.output(h, w), *geometry)

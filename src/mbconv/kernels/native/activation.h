@@ -1,0 +1,82 @@
+// Activations as types, so that a loop is compiled for each of them.
+#pragma once
+
+#include "simd.h"
+
+namespace mbconv {
+
+struct Both {
+    vec value, slope;
+};
+
+struct Linear {
+    static vec value(vec z) { return z; }
+    static Both both(vec z) { return {z, splat(1.0f)}; }
+};
+
+struct Relu {
+    static vec value(vec z) { return z < 0.0f ? vec{} : z; }
+    static Both both(vec z) { return {value(z), z > 0.0f ? splat(1.0f) : vec{}}; }
+};
+
+struct Relu6 {
+    static vec value(vec z) {
+        const vec low = z < 0.0f ? vec{} : z;
+        return low > 6.0f ? splat(6.0f) : low;
+    }
+    static Both both(vec z) {
+        const ivec inside = (z > 0.0f) & (z < 6.0f);
+        return {value(z), inside ? splat(1.0f) : vec{}};
+    }
+};
+
+struct Silu {
+    static vec value(vec z) { return z * sigmoid(z); }
+    static Both both(vec z) {
+        const vec s = sigmoid(z), y = z * s;
+        return {y, s + y * (1.0f - s)};
+    }
+};
+
+struct HardSwish {
+    static vec value(vec z) { return z * Relu6::value(z + 3.0f) * (1.0f / 6.0f); }
+    static Both both(vec z) {
+        const vec middle = z * (1.0f / 3.0f) + 0.5f;
+        const vec low = z < -3.0f ? vec{} : middle;
+        return {value(z), z > 3.0f ? splat(1.0f) : low};
+    }
+};
+
+// Calls `f` with the activation of that number (mbconv.kernels.ACTIVATIONS has the order).
+template <class F>
+inline void with_activation(int number, F&& f) {
+    switch (number) {
+        case 1: return f(Relu{});
+        case 2: return f(Relu6{});
+        case 3: return f(Silu{});
+        case 4: return f(HardSwish{});
+        default: return f(Linear{});
+    }
+}
+
+// A batch norm as four rows of C floats: mean, 1 / deviation, gamma, beta. Normalised values are
+// (x - mean) * inverse rather than x * a + b, which cancels where the mean is large.
+struct Norm {
+    const float *mean, *inverse, *gamma, *beta;
+    Norm(const float* rows, int64_t c, int64_t first = 0)
+        : mean(rows + first), inverse(mean + c), gamma(inverse + c), beta(gamma + c) {}
+};
+
+struct NormVec {
+    vec mean, inverse, gamma, beta;
+    template <class Lanes>
+    NormVec(const Norm& n, int64_t c, Lanes lanes)
+        : mean(load(n.mean + c, lanes)),
+          inverse(load(n.inverse + c, lanes)),
+          gamma(load(n.gamma + c, lanes)),
+          beta(load(n.beta + c, lanes)) {}
+    vec normalised(vec x) const { return (x - mean) * inverse; }
+    vec affine(vec normal) const { return normal * gamma + beta; }
+};
+
+}  // namespace mbconv

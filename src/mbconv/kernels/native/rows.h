@@ -1,0 +1,55 @@
+// What both depthwise sweeps share: a task is one sample and GROUP channels, one cache line of
+// bf16, and works on rows of floats, [columns][GROUP], that stay in the first two caches.
+#pragma once
+
+#include "activation.h"
+#include "api.h"
+#include "simd.h"
+
+namespace mbconv {
+
+constexpr int64_t GROUP = 32;
+constexpr int64_t STRIP = 4;  // outputs whose sums are held in registers together
+
+inline int64_t groups(int64_t c) { return (c + GROUP - 1) / GROUP; }
+inline int64_t rounded_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+// f(first lane, lanes) for each vector of a group that holds any of the `channels` from its begin.
+template <class F>
+inline void for_lanes(int64_t channels, F&& f) {
+    for_vectors(channels, GROUP, f);
+}
+
+// One row of a map, as floats. The next row is fetched meanwhile: neighbours in a row are C apart.
+template <class T>
+inline void load_row(const T* x, int64_t width, int64_t c, int64_t channels, float* row) {
+    for_lanes(channels, [&](int64_t lane, auto lanes) {
+        for (int64_t i = 0; i < width; ++i) {
+            if (lane == 0) __builtin_prefetch(x + (i + width) * c);
+            store(row + i * GROUP + lane, load(x + i * c + lane, lanes));
+        }
+    });
+}
+
+// [C][k][k] of one group as [k][k][GROUP], zeros where there is no channel.
+inline void load_weights(const float* weight, int64_t taps, int64_t channels, float* out) {
+    for (int64_t t = 0; t < taps; ++t)
+        for (int64_t i = 0; i < GROUP; ++i)
+            out[t * GROUP + i] = i < channels ? weight[i * taps + t] : 0.0f;
+}
+
+// f(kernel, stride) as compile-time numbers; false where there is no such sweep.
+template <class F>
+inline bool with_geometry(int64_t kernel, int64_t stride, F&& f) {
+    const auto by_stride = [&](auto k) {
+        if (stride == 1) return f(k, std::integral_constant<int, 1>{}), true;
+        if (stride == 2) return f(k, std::integral_constant<int, 2>{}), true;
+        return false;
+    };
+    if (kernel == 3) return by_stride(std::integral_constant<int, 3>{});
+    if (kernel == 5) return by_stride(std::integral_constant<int, 5>{});
+    if (kernel == 7) return by_stride(std::integral_constant<int, 7>{});
+    return false;
+}
+
+}  // namespace mbconv

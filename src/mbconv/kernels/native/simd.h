@@ -1,0 +1,139 @@
+// One vector of floats, as wide as the instruction set this file is compiled for, and the two
+// formats maps are stored in. The compiler's vector types make one source serve every processor;
+// intrinsics appear only where they save instructions that the compiler does not find.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace mbconv {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+using vec = float __attribute__((vector_size(4 * LANES)));
+using ivec = int32_t __attribute__((vector_size(4 * LANES)));
+using uvec = uint32_t __attribute__((vector_size(4 * LANES)));
+using half_vec = uint16_t __attribute__((vector_size(2 * LANES)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline vec splat(float x) { return vec{} + x; }
+
+inline vec load(const float* p) {
+    vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+inline vec load(const bf16* p) {
+    half_vec h;
+    std::memcpy(&h, p, sizeof h);
+    return (vec)(__builtin_convertvector(h, uvec) << 16);
+}
+
+inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
+
+// To the nearest, ties to even; NaN stays NaN.
+inline half_vec to_bf16(vec v) {
+#if defined(__AVX512BF16__)
+    return (half_vec)_mm512_cvtneps_pbh((__m512)v);
+#else
+    const uvec bits = (uvec)v;
+    const uvec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const uvec quiet = (bits >> 16) | 0x40;
+    return __builtin_convertvector((uvec)(v == v ? (ivec)rounded : (ivec)quiet), half_vec);
+#endif
+}
+
+inline void store(bf16* p, vec v) {
+    const half_vec h = to_bf16(v);
+    std::memcpy(p, &h, sizeof h);
+}
+
+// What a later load would give back.
+inline vec as_stored(const float*, vec v) { return v; }
+inline vec as_stored(const bf16*, vec v) {
+    return (vec)(__builtin_convertvector(to_bf16(v), uvec) << 16);
+}
+
+// Which lanes of a vector hold channels. The last vector of a pixel may be short: its other lanes
+// read as zero and are not written. Being types, the two cases are loops of their own.
+struct All {};
+struct Some {
+    int64_t n;
+};
+
+template <class T>
+inline vec load(const T* p, All) {
+    return load(p);
+}
+
+template <class T>
+inline vec load(const T* p, Some lanes) {
+    T some[LANES] = {};
+    std::memcpy(some, p, lanes.n * sizeof(T));
+    return load(some);
+}
+
+template <class T>
+inline void store(T* p, vec v, All) {
+    store(p, v);
+}
+
+template <class T>
+inline void store(T* p, vec v, Some lanes) {
+    T some[LANES];
+    store(some, v);
+    std::memcpy(p, some, lanes.n * sizeof(T));
+}
+
+// f(first channel, lanes) for each vector of `channels`, up to `limit`.
+template <class F>
+inline void for_vectors(int64_t channels, int64_t limit, F&& f) {
+    const int64_t end = channels < limit ? channels : limit;
+    int64_t i = 0;
+    for (; i + LANES <= end; i += LANES) f(i, All{});
+    if (i < end) f(i, Some{end - i});
+}
+
+inline vec reciprocal(vec x) {
+#if defined(__AVX512F__)
+    const vec guess = (vec)_mm512_maskz_rcp14_ps(-1, (__m512)x);  // GCC warns of the unmasked one
+    return guess * (2.0f - x * guess);
+#else
+    return 1.0f / x;
+#endif
+}
+
+// e^x to about one unit in the last place, for x within +-87; beyond it stays at the ends.
+// 2^n times a polynomial on +-ln(2)/2 (Taylor's coefficients, the last ones trimmed for the range).
+inline vec exponential(vec x) {
+    x = x < -87.0f ? splat(-87.0f) : x;
+    x = x > 87.0f ? splat(87.0f) : x;
+    const vec shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the low bits are round(x/ln2)
+    const vec n = shifted - 12582912.0f;
+    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    vec p = 1.3981999e-3f + r * 1.9875691e-4f;
+    p = 8.3334519e-3f + r * p;
+    p = 4.1665796e-2f + r * p;
+    p = 1.6666665e-1f + r * p;
+    p = 0.5f + r * p;
+    p = 1.0f + r * (1.0f + r * p);
+    return p * (vec)(((ivec)shifted << 23) + 0x3f800000);
+}
+
+inline vec sigmoid(vec x) { return reciprocal(1.0f + exponential(-x)); }
+
+}  // namespace mbconv

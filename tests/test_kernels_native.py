@@ -1,0 +1,179 @@
+"""Each native kernel, in each instruction set this processor has, against the float64 reference."""
+
+import ctypes
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mbconv.kernels import native, reference
+from mbconv.kernels.reference import ACTIVATIONS, Act, Geometry
+from strategies import steady
+
+SETS = [name for name in native.usable() if name in native.compiled()]
+pytestmark = pytest.mark.skipif(not SETS, reason="the install found no compiler")
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(scope="module", params=SETS, autouse=True)
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    native.library()  # has the OpenMP runtime shared
+    loaded = ctypes.CDLL(str(native.FOLDER / f"{request.param}.so"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", lambda: (loaded, request.param))
+        yield request.param
+
+
+def agree(found: Tensor | None, expected: Tensor | None, dtype: torch.dtype) -> None:
+    """Relative error, over the whole tensor, of a map stored as `dtype` or of float32 sums."""
+    if found is None or expected is None:
+        assert found is expected
+        return
+    assert found.shape == expected.shape
+    if not expected.numel():
+        return
+    bound = 3e-3 if found.dtype == torch.bfloat16 else 1e-5
+    error = (found.double() - expected).norm() / expected.norm().clamp_min(1e-6 * expected.numel())
+    assert error < bound, f"{error:.2e}"
+
+
+@st.composite
+def maps(draw: st.DrawFn) -> Tensor:
+    shape = [draw(st.integers(0, 3)), *(draw(st.integers(1, 12)) for _ in range(2))]
+    channels = draw(st.sampled_from((1, 3, 8, 16, 17, 31, 32, 33, 40, 70)))
+    seed = draw(st.integers(0, 1000))
+    x = torch.randn(*shape, channels, generator=torch.Generator().manual_seed(seed))
+    return x.to(draw(st.sampled_from(DTYPES)))
+
+
+def like(shape: tuple[int, ...], seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def norms(channels: int) -> Tensor:
+    norm = like((4, channels), 2)
+    norm[1] = norm[1].abs() + 0.5
+    return norm
+
+
+acts = st.sampled_from(ACTIVATIONS)
+
+
+@steady
+@given(x=maps(), mean=st.sampled_from((0.0, 1e3)))
+def test_moments(x: Tensor, mean: float) -> None:
+    x = (x + mean).to(x.dtype)
+    found, expected = native.moments(x), reference.moments(x.double())
+    for own, wide in zip(found, expected, strict=True):
+        agree(own, wide, torch.float32)
+
+
+def test_variance_does_not_cancel() -> None:
+    x = 1e5 + torch.arange(64.0).reshape(1, 8, 8, 1).repeat(2, 1, 1, 20)
+    torch.testing.assert_close(native.moments(x)[1], torch.full((20,), (64**2 - 1) / 12))
+    x = x[:, :, :, :1].expand(2, 8, 8, 20).contiguous()
+    weight = torch.zeros(20, 1, 3, 3)
+    weight[:, :, 1, 1] = 1
+    _, found = native.depthwise(x, None, "none", weight, Geometry(3, 1, 1, 1), statistics=True)
+    assert found is not None
+    torch.testing.assert_close(found[1], torch.full((20,), (64**2 - 1) / 12))
+
+
+@steady
+@given(x=maps(), act=acts, with_factor=st.booleans(), with_addend=st.booleans())
+def test_normalise_and_pool(x: Tensor, act: Act, with_factor: bool, with_addend: bool) -> None:
+    norm = norms(x.shape[3])
+    factor = like((x.shape[0], x.shape[3])) if with_factor else None
+    addend = like(x.shape, 3).to(x.dtype) if with_addend else None
+    found = native.normalise(x, norm, act, factor, addend)
+    wide = reference.normalise(x.double(), norm.double(), act, factor, addend)
+    agree(found, wide, x.dtype)
+    agree(native.pool(x, norm, act), reference.pool(x.double(), norm.double(), act), torch.float32)
+
+
+@steady
+@given(x=maps(), act=acts, gated=st.booleans(), output=st.booleans(), with_grad=st.booleans())
+def test_normalise_backward(
+    x: Tensor, act: Act, gated: bool, output: bool, with_grad: bool
+) -> None:
+    norm, wide = norms(x.shape[3]), x.double()
+    grad = like(x.shape, 3).to(x.dtype) if with_grad else None
+    factor, offset = (like((x.shape[0], x.shape[3]), seed) for seed in (4, 5))
+    gated = gated or not with_grad
+    output = output and with_grad
+    options = {"gated": gated, "factor": factor if output else None, "output": output}
+    found, y = native.reduce(x, grad, norm, act, **options)
+    expected, wide_y = reference.reduce(wide, grad, norm.double(), act, **options)
+    agree(found, expected, torch.float32)
+    agree(y, wide_y, x.dtype)
+    means = like((2, x.shape[3]), 6)
+    for f, o in ((factor, offset), (None, offset), (factor, None), (None, None)):
+        dx = native.apply(x, grad, norm, act, means, factor=f, offset=o)
+        agree(dx, reference.apply(wide, grad, norm.double(), act, means, factor=f, offset=o),
+              x.dtype)  # fmt: skip
+
+
+@steady
+@given(x=maps(), act=acts, kernel=st.sampled_from((3, 5, 7)), stride=st.sampled_from((1, 2)),
+       same=st.booleans(), normed=st.booleans(), with_bias=st.booleans())  # fmt: skip
+def test_depthwise(
+    x: Tensor, act: Act, kernel: int, stride: int, same: bool, normed: bool, with_bias: bool
+) -> None:
+    channels, wide = x.shape[3], x.double()
+    geometry = Geometry(kernel, stride, *(_before(n, kernel, stride, same) for n in x.shape[1:3]))
+    weight, norm = like((channels, 1, kernel, kernel)), norms(channels) if normed else None
+    bias = like((channels,), 3) if with_bias else None
+    norm64 = None if norm is None else norm.double()
+    found, own = native.depthwise(x, norm, act, weight, geometry, bias=bias, statistics=True)
+    expected, statistics = reference.depthwise(
+        wide, norm64, act, weight.double(), geometry,
+        bias=None if bias is None else bias.double(), statistics=True,
+    )  # fmt: skip
+    agree(found, expected, x.dtype)
+    assert own is not None
+    assert statistics is not None
+    if x.dtype == torch.float32:
+        agree(own[0], statistics[0], x.dtype)
+        agree(own[1], statistics[1], x.dtype)
+    grad = like(found.shape, 4).to(x.dtype)
+    results = native.depthwise_backward(x, grad, norm, act, weight, geometry)
+    wanted = reference.depthwise_backward(wide, grad, norm64, act, weight.double(), geometry)
+    agree(results[0], wanted[0], x.dtype)
+    agree(results[1], wanted[1], torch.float32)
+    if normed:
+        agree(results[2], wanted[2], torch.float32)
+
+
+def _before(size: int, kernel: int, stride: int, same: bool) -> int:
+    total = max((size - 1) // stride * stride + kernel - size, 0)
+    return total // 2 if same else kernel // 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype) -> None:
+    x, norm = like((3, 30, 27, 40)).to(dtype), norms(40)
+    weight, geometry = like((40, 1, 5, 5)), Geometry(5, 2, 2, 2)
+    before, seen = torch.get_num_threads(), []
+    for threads in (1, 2, 4, 2):
+        torch.set_num_threads(threads)
+        y, statistics = native.depthwise(x, norm, "silu", weight, geometry, statistics=True)
+        assert statistics is not None
+        backward = native.depthwise_backward(x, y, norm, "silu", weight, geometry)
+        sums, _ = native.reduce(x, x, norm, "silu", gated=True)
+        seen.append((y, *statistics, *backward, sums, *native.moments(x)))
+    torch.set_num_threads(before)
+    for other in seen[1:]:
+        for a, b in zip(seen[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    for act in ACTIVATIONS:
+        x = torch.tensor([float("nan"), 1.0, float("inf"), -5.0]).reshape(1, 1, 1, 4)
+        norm = torch.tensor([[0.0], [1.0], [1.0], [0.0]]).expand(4, 4).contiguous()
+        for dtype in DTYPES:
+            y = native.normalise(x.to(dtype), norm, act).flatten().isnan()
+            assert y.tolist() == [True, False, y[2], False]
