@@ -302,18 +302,13 @@ def fetch(models: tuple[str, ...]) -> None:
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 def verify(models: tuple[str, ...]) -> None:
     """Load weights and hold them against their checksum. Without MODEL: all on this machine."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from mbconv.weights.model import load
-    from mbconv.weights.store import list_weights
+    from mbconv.weights.store import verify
 
+    os.environ["HF_HUB_OFFLINE"] = "1"
     broken = False
-    for model in models or [stored.model for stored in list_weights() if stored.here]:
-        try:
-            load(model)
-            click.echo(f"ok      {model}")
-        except UserError as error:
-            broken = True
-            click.echo(f"broken  {model}: {error}")
+    for model, reason in verify(models):
+        broken |= reason is not None
+        click.echo(f"ok      {model}" if reason is None else f"broken  {model}: {reason}")
     sys.exit(1 if broken else 0)
 
 

