@@ -17,7 +17,7 @@ from keras_files import as_keras, norm, random_net, variables, write
 from mbconv.cli import main
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
-from mbconv.weights import keras
+from mbconv.weights import keras, keras_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -177,6 +177,10 @@ def test_what_cannot_be_read_gets_a_sentence(tmp_path: Path) -> None:
     headless = {k: v for k, v in layers.items() if k != "predictions"}
     refused(write(tmp_path / "headless", "weights", headless), "no EfficientNet .*classifier")
     refused(write(tmp_path / "other", "weights", {"dense": [np.zeros((2, 3), "f4")]}), "is no Eff")
+    flat = layers | {"block1a_dwconv": [np.zeros(9, "f4")]}
+    refused(write(tmp_path / "flat", "weights", flat), "block1a_dwconv has no kernel of 4 dim")
+    odd = layers | {"top_conv": [np.zeros((1, 1, 8, 1280), "f4")]}
+    refused(write(tmp_path / "odd", "weights", odd), r"head\.conv\.conv\.weight has the shape")
     bare = as_keras(random_net("efficientnet_b0"), "efficientnet_b0")
     refused(write(tmp_path / "bare", "weights", bare), "lacks the Normalization layer")
 
@@ -196,4 +200,4 @@ def test_without_h5py_the_sentence_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(UserError, match=r'pip install "mbconv\[keras\]"'):
-        keras.read(tmp_path / "net.h5")
+        keras_file.read(tmp_path / "net.h5")

@@ -1,18 +1,12 @@
-"""Keras files: EfficientNet B0 to B7 and V2 of `keras.applications`, read with h5py alone.
+"""Networks of `keras.applications`: EfficientNet B0 to B7 and V2, by Keras's names and layouts.
 
-Three layouts: `.weights.h5` (Keras 3, and Keras 2's newer one), the older `.h5` of weights or
-whole models (the format of the published weights), and `.keras`, a zip with a `.weights.h5`.
 Keras normalises inside the network; here that is the preprocessing.
 """
 
-import io
-import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +16,8 @@ from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
 from mbconv.preprocessing import Preprocessing, Triple
 from mbconv.weights.assemble import assemble, some
+from mbconv.weights.keras_file import read
 
-SUFFIXES = (".h5", ".hdf5", ".keras")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_PADDING = 32  # Google's evaluation resizes the short side to the resolution plus this
@@ -49,11 +43,10 @@ NETWORKS = {  # the zoo's name: family, and the resolution that keras.applicatio
     "efficientnetv2_m": (V2, 480),
     "efficientnetv2_l": (V2, 480),
 }
-VARIABLES = {  # of a layer, by their number, in the order of the newer layout
-    4: ("gamma", "beta", "moving_mean", "moving_variance"),
-    3: ("mean", "variance", "count"),
-    2: ("kernel", "bias"),
-    1: ("kernel",),
+AXES = {  # Keras's axes in our order
+    "conv2d": (3, 2, 0, 1),  # [k, k, I, O] -> [O, I, k, k]
+    "depthwise_conv2d": (2, 3, 0, 1),  # [k, k, C, 1] -> [C, 1, k, k]
+    "dense": (1, 0),  # [I, O] -> [O, I]
 }
 OURS = {
     "kernel": "weight",
@@ -71,16 +64,6 @@ class Layer(NamedTuple):
     kind: str
     name: str
     module: str
-
-
-class KerasFile(NamedTuple):
-    """What a file holds: `layer/variable` -> array as Keras lays it out, and what goes before.
-
-    `rescalings` is the number of Rescaling layers, None where the file does not tell.
-    """
-
-    tensors: dict[str, Tensor]
-    rescalings: int | None
 
 
 def load(path: str | Path, name: str | None = None) -> MBConvNet:
@@ -115,8 +98,8 @@ def convert(
     layers = tuple(_layers(get_spec(name), family))
     weights = _named(weights, layers)
     spec = get_spec(name).replace(
-        num_classes=weights["predictions/kernel"].shape[-1],
-        in_channels=weights["stem_conv/kernel"].shape[2],
+        num_classes=_kernel(weights, "predictions", 2).shape[1],
+        in_channels=_kernel(weights, "stem_conv", 4).shape[2],
         resolution=resolution,
         padding="same",
         bn_eps=1e-3,
@@ -126,62 +109,6 @@ def convert(
     model.preprocessing = _preprocessing(family, resolution, norm, rescalings)
     model.provenance = {"source": "keras", "name": name}
     return model
-
-
-def read(path: str | Path) -> KerasFile:
-    """Open a Keras file of any of the three layouts; seeds and counters are left out.
-
-    Raises UserError where h5py is missing or the file is none of these.
-    """
-    try:
-        import h5py
-    except ModuleNotFoundError as error:
-        raise UserError(
-            'Keras files need h5py, which is not installed. Run: pip install "mbconv[keras]"'
-        ) from error
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist or is no file; give a .h5 or .keras file.")
-    try:
-        source: Any = path
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                source = io.BytesIO(archive.read("model.weights.h5"))
-        with h5py.File(source, "r") as opened:
-            return _collect(opened, h5py.Dataset)
-    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} cannot be read as a Keras file ({error}). Give a .weights.h5, .h5 or .keras "
-            "file, and copy it again if it should be one."
-        ) from error
-
-
-def _collect(opened: Any, dataset: Any) -> KerasFile:
-    """Walk the file. Only its own objects are visited: links to other files are not followed."""
-    tensors: dict[str, Tensor] = {}
-    groups: set[str] = set()
-
-    def visit(path: str, item: Any) -> None:
-        parts = path.split("/")
-        if parts[0].startswith("optimizer"):
-            return
-        if not isinstance(item, dataset):
-            groups.add(path)
-            return
-        layer, variable = parts[-2] if len(parts) > 1 else "", parts[-1].split(":")[0]
-        if layer == "vars":  # numbered variables, the layer's name beside them if Keras is new
-            layer = item.parent.attrs.get("name", parts[-3])
-            names = VARIABLES.get(len(item.parent), ())
-            variable = dict(enumerate(names)).get(int(variable), variable)
-        if item.dtype.kind == "f" and item.ndim > 0 and not item.external:
-            key = f"{layer}/{variable.removeprefix('depthwise_')}"
-            tensors[key] = torch.from_numpy(np.asarray(item[()], dtype=np.float32))
-
-    opened.visititems(visit)
-    rescalings = sum(bool(re.fullmatch(r"(.*/)?rescaling(_\d+)?", path)) for path in groups)
-    newer = any(path.split("/")[-1] == "vars" for path in groups)
-    # The published weights are older than the Rescaling that Keras adds for them on loading.
-    return KerasFile(tensors, rescalings if newer or rescalings != 1 else None)
 
 
 def _layers(spec: Spec, family: Family) -> Iterator[Layer]:
@@ -220,9 +147,9 @@ def _recognise(weights: Mapping[str, Tensor]) -> str:
         layers = tuple(_layers(spec, family))
         try:
             named = _named(weights, layers)
+            widths = [_kernel(named, each, 4).shape[3] for each in ("stem_conv", "top_conv")]
         except UserError:
             continue
-        widths = [named[f"{layer}_conv/kernel"].shape[-1] for layer in ("stem", "top")]
         if widths == [spec.stem_channels, spec.head_channels]:
             return name
     raise UserError(
@@ -259,6 +186,13 @@ def _named(weights: Mapping[str, Tensor], layers: tuple[Layer, ...]) -> dict[str
     return found
 
 
+def _kernel(weights: Mapping[str, Tensor], layer: str, dimensions: int) -> Tensor:
+    kernel = weights.get(f"{layer}/kernel")
+    if kernel is None or kernel.ndim != dimensions:
+        raise UserError(f"The layer {layer} has no kernel of {dimensions} dimensions.")
+    return kernel
+
+
 def _translate(weights: Mapping[str, Tensor], layers: tuple[Layer, ...]) -> dict[str, Tensor]:
     """Keras's names and layouts -> ours."""
     modules = {layer.name: layer for layer in layers}
@@ -268,12 +202,9 @@ def _translate(weights: Mapping[str, Tensor], layers: tuple[Layer, ...]) -> dict
         layer = modules[name]
         if variable not in OURS:
             raise UserError(f"The layer {name} has a variable {variable!r} that has no place.")
-        if layer.kind == "depthwise_conv2d":
-            tensor = tensor.permute(2, 3, 0, 1)  # [k, k, C, 1] -> [C, 1, k, k]
-        elif variable == "kernel" and tensor.ndim == 4:
-            tensor = tensor.permute(3, 2, 0, 1)  # [k, k, I, O] -> [O, I, k, k]
-        elif variable == "kernel":
-            tensor = tensor.T  # [I, O] -> [O, I]
+        if variable == "kernel":
+            tensor = _kernel(weights, name, 2 if layer.kind == "dense" else 4)
+            tensor = tensor.permute(AXES[layer.kind])
         tensors[f"{layer.module}.{OURS[variable]}"] = tensor
         if variable == "gamma":
             tensors[f"{layer.module}.num_batches_tracked"] = torch.tensor(0)

@@ -10,7 +10,7 @@ from mbconv.arch.spec import Spec
 from mbconv.arch.zoo import get_spec, list_specs
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet, build
-from mbconv.weights import file, hub, keras, repository
+from mbconv.weights import file, hub, keras, keras_file, repository
 from mbconv.weights.assemble import misfit, outline
 from mbconv.weights.installed import LOADERS, load_installed
 from mbconv.weights.libraries import is_library_model, library_spec
@@ -125,7 +125,7 @@ def _resolve(model: str | Path) -> Spec | MBConvNet:
         return library_spec(name) if is_library_model(name) else get_spec(name)
     if path.is_dir():
         return _from_folder(path)
-    if path.suffix in keras.SUFFIXES:
+    if path.suffix in keras_file.SUFFIXES:
         return keras.load(path)
     return _read_spec(path) if path.suffix == ".json" else file.load(path)
 
