@@ -240,7 +240,10 @@ def test_timms_repositories_are_read_and_listed(hub: Hub, tmp_path: Path) -> Non
     assert not any("resnet" in model for model in listed)
 
 
-def test_training_starts_from_the_hub_and_keeps_the_licence(hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
+def test_training_starts_from_the_hub_and_goes_back_to_it(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = write_classes(tmp_path / "data", each=6)
     out = tmp_path / "run"
     args = ("--epochs", 1, "--resolution", 32, "--out", out)
@@ -251,6 +254,13 @@ def test_training_starts_from_the_hub_and_keeps_the_licence(hub: Hub, tmp_path: 
     assert provenance is not None
     assert provenance["base"]["license"] == "Apache-2.0"
     assert provenance["base"]["repository"] == MODEL
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    done = run("weights", "push", out, "me/trained")
+    assert done.exit_code == 0, done.output
+    card = hub.repositories["me/trained"].files["README.md"].decode()
+    assert re.search(r"Top-1 accuracy .*, 95% interval .* \(n = \d+\), on data, split test", card)
+    assert "weights: not stated; of what training started from: Apache-2.0" in card
+    assert str(tmp_path) not in card
 
 
 # Writing ----------------------------------------------------------------------------------
