@@ -87,6 +87,9 @@ def convert(
 
     Kernels are [k, k, in, out], depthwise ones [k, k, channels, 1]. `rescalings` as in
     KerasFile; None assumes what keras.applications builds. See `load` for the rest.
+
+    A V1 network that was built without a size (`input_shape=(None, None, 3)`) pads maps of odd
+    size as if they were even; that is not followed, as the file does not tell.
     """
     given = {"/".join(path.split("/")[-2:]): tensor for path, tensor in tensors.items()}
     norm = {k.split("/")[1]: v for k, v in given.items() if k.startswith("normalization")}
