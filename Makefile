@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+KERAS := .venv-keras
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all test-keras check bench clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +19,15 @@ test: $(READY)  ## What must pass before every change; under 20 minutes on two c
 	$(BIN)/python -m pytest
 
 test-all: $(READY)  ## Everything, before a release
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "not keras"
+
+test-keras: $(READY) $(KERAS)/.ready  ## Keras files against Keras itself; about ten minutes
+	MBCONV_KERAS=$(CURDIR)/$(KERAS)/bin/python $(BIN)/python -m pytest -m keras
+
+$(KERAS)/.ready:
+	$(PYTHON) -m venv $(KERAS)
+	$(KERAS)/bin/pip install --quiet --disable-pip-version-check tensorflow-cpu tf-keras
+	touch $@
 
 check: $(READY)  ## Style and types
 	$(BIN)/ruff check .
@@ -29,4 +38,4 @@ bench: $(READY)  ## Ours against timm, fine-tuning; about an hour and a quarter
 	$(BIN)/python benchmarks/finetune.py $(MBCONV_DATA)/clothing
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(KERAS) build dist *.egg-info

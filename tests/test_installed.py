@@ -21,6 +21,7 @@ from mbconv.cli import main
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
 from mbconv.weights import create_model, installed, load
+from mbconv.weights.labels import IMAGENET_TERMS
 from mbconv.weights.libraries import LIBRARIES, is_library_model, library_spec
 
 V2 = torchvision.models.MobileNet_V2_Weights
@@ -88,6 +89,7 @@ def test_weights_of_torchvision(published: dict[str, torch.nn.Module]) -> None:
     assert net.provenance == {
         "weights": "torchvision:mobilenet_v2@IMAGENET1K_V2",
         "package": f"torchvision {metadata.version('torchvision')}",
+        "data_license": IMAGENET_TERMS,
     }
     first = load("torchvision:mobilenet_v2@IMAGENET1K_V1")
     assert (first.preprocessing.resolution, first.preprocessing.resize) == (224, 256)
@@ -107,6 +109,8 @@ def test_weights_of_timm(published: dict[str, torch.nn.Module]) -> None:
     assert seen.mean == (0.5, 0.5, 0.5)
     assert net.provenance is not None
     assert net.provenance["weights"] == "timm:tf_mobilenetv3_small_075.in1k"
+    assert net.provenance["license"] == "apache-2.0"
+    assert net.provenance["data_license"] == IMAGENET_TERMS
     again = create_model(net.spec, pretrained=True)  # the spec's name says whose weights
     assert torch.equal(again.head.classifier.weight, net.head.classifier.weight)
     plain = create_model("timm:tf_mobilenetv3_small_075", pretrained=True, resolution=96)
@@ -151,6 +155,13 @@ def test_weights_that_cannot_be_had(model: str, words: str, offline: None) -> No
         with pytest.raises(UserError, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_offline_torchvision_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"cannot fetch them .*--offline or HF_HUB_OFFLINE is set"):
+        load("torchvision:efficientnet_b0")
 
 
 def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,9 @@ SIZES = [(400, 533), (533, 400), (256, 256), (100, 37), (1000, 257), (3, 200), (
 def plain(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     """Two separate steps, by another library."""
     mode = v2.InterpolationMode(preprocessing.interpolation)
-    resized = v2.Resize(preprocessing.resize, mode)(image)
+    side = preprocessing.resize
+    size = [side] if preprocessing.keep_aspect else [side, side]
+    resized = v2.Resize(size, mode)(image)
     return np.asarray(v2.CenterCrop(preprocessing.resolution)(resized))
 
 
@@ -27,8 +29,9 @@ def plain(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
         Preprocessing(),
         Preprocessing(resolution=64, resize=71, interpolation="bilinear"),
         Preprocessing(resolution=32, resize=32),
+        Preprocessing(resolution=64, resize=71, keep_aspect=False),
     ],
-    ids=["224 of 256", "64 of 71", "32 of 32"],
+    ids=["224 of 256", "64 of 71", "32 of 32", "squashed"],
 )
 def test_equals_resize_then_crop(size: tuple[int, int], preprocessing: Preprocessing) -> None:
     # Middle tones: Pillow clips between its two passes and orders them by the sizes.

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from mbconv.runtime.predictor import Prediction, Predictor
     from mbconv.training.run import Run, resume, train
     from mbconv.weights.file import save
+    from mbconv.weights.hub import push_to_hub
     from mbconv.weights.model import create_model, load
+    from mbconv.weights.repository import save_pretrained
 
 _HOME = {
     "Block": "arch.block",
@@ -41,8 +43,10 @@ _HOME = {
     "get_spec": "arch.zoo",
     "list_specs": "arch.zoo",
     "load": "weights.model",
+    "push_to_hub": "weights.hub",
     "resume": "training.run",
     "save": "weights.file",
+    "save_pretrained": "weights.repository",
     "scale": "arch.scale",
     "train": "training.run",
     "with_output_stride": "arch.scale",
@@ -67,8 +71,10 @@ __all__ = [
     "get_spec",
     "list_specs",
     "load",
+    "push_to_hub",
     "resume",
     "save",
+    "save_pretrained",
     "scale",
     "train",
     "with_output_stride",

@@ -1,9 +1,11 @@
 """The command line: parse, import lazily, call one function. Nothing here imports torch."""
 
 import json
+import os
 import re
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,9 +49,20 @@ class Duration(click.ParamType[float]):
 def main() -> None:
     """MBConv networks that are efficient in milliseconds and megabytes.
 
-    MODEL is a network's name (mbconv info lists them), timm:NAME or torchvision:NAME, a spec.json,
-    a model file or a run folder.
+    MODEL is a network's name (mbconv info lists them), timm:NAME, torchvision:NAME or
+    hf-hub:OWNER/NAME, a spec.json, a model file (ours or Keras's), a run folder or a repository.
     """
+
+
+def _go_offline(context: click.Context, option: click.Parameter, given: bool) -> None:
+    if given:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+offline = click.option(
+    "--offline", is_flag=True, expose_value=False, callback=_go_offline,
+    help="Download nothing; also HF_HUB_OFFLINE=1.",
+)  # fmt: skip
 
 
 @main.command()
@@ -77,6 +90,7 @@ def main() -> None:
 @click.option("--save", type=click.Path(path_type=Path), help="Write the spec, a MODEL, there.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
 @click.option("--skips", is_flag=True, help="Which share of the blocks can skip, B0 to B7.")
+@offline
 def info(
     model: str | None,
     resolution: int | None,
@@ -135,6 +149,7 @@ def info(
 @click.option("--flip/--no-flip", default=True, help="Mirror pictures; not for digits or text.")
 @click.option("--config", type=click.Path(path_type=Path), help="Train as this config.json says.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
+@offline
 def train(data: Path | None, resume: Path | None, **options: Any) -> None:
     """Train on a folder of pictures: DATA/<class>/*, or DATA/{train,val,test}/<class>/*.
 
@@ -166,6 +181,7 @@ def train(data: Path | None, resume: Path | None, **options: Any) -> None:
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--split", help="Which split of DATA. [default: test, else val, else all]")
 @click.option("--json", "as_json", is_flag=True, help="The record as JSON.")
+@offline
 def evaluate(model: str, data: Path, split: str | None, as_json: bool) -> None:
     """Measure MODEL on labelled pictures: accuracy with its interval, per class, confusion."""
     from mbconv.measure.accuracy import evaluate
@@ -186,6 +202,7 @@ def evaluate(model: str, data: Path, split: str | None, as_json: bool) -> None:
     "--format", "form", type=click.Choice(["table", "jsonl", "csv"]), default="table",
     show_default=True,
 )  # fmt: skip
+@offline
 def predict(
     model: str, paths: tuple[str, ...], top: int, form: Literal["table", "jsonl", "csv"]
 ) -> None:
@@ -206,13 +223,13 @@ def predict(
 @click.argument("source_file", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--from", "source", help="Whose weights IN holds: timm, torchvision, lukemelas, "
-              "geffnet or efficientnet_lite_pytorch.")  # fmt: skip
+              "geffnet, efficientnet_lite_pytorch or keras.")  # fmt: skip
 @click.option("--name", help="What they call the network.")
 @click.option("--to", "target", help="Write for timm or torchvision. [default: our model file]")
 def convert(
     source_file: Path, out: Path, source: str | None, name: str | None, target: str | None
 ) -> None:
-    """Convert weights from other libraries (.pth, .pt, .safetensors) and back.
+    """Convert weights from other libraries (.pth, .pt, .safetensors, .h5, .keras) and back.
 
     IN is such a file, or with --to also a model file or run folder of ours. OUT is a .safetensors
     file. --from and --name can be left out where the tensors allow one answer.
@@ -243,6 +260,73 @@ def doctor(as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
     else:
         click.echo("\n".join(doctor_lines(**found)))
+
+
+@main.group()
+def weights() -> None:
+    """Look after published weights: pip's and the Hugging Face hub's."""
+
+
+@weights.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+def list_(as_json: bool) -> None:
+    """Show the weights on this machine with their licences, and those that pip can bring."""
+    from mbconv.weights.store import list_weights
+
+    found = list_weights()
+    if as_json:
+        click.echo(json.dumps([asdict(stored) for stored in found], indent=2))
+        return
+    for stored in found:
+        size = "" if stored.bytes is None else f"{stored.bytes / 1e6:.1f} MB"
+        licence = stored.license or "licence not stated"
+        click.echo(f"{stored.model:40} {stored.state:13} {size:>9}  {licence}")
+
+
+@weights.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@offline
+def fetch(models: tuple[str, ...]) -> None:
+    """Download or update weights and check them, for use without network."""
+    from mbconv.weights import hub
+    from mbconv.weights.model import load
+
+    for model in models:
+        if hub.is_hub(model):
+            hub.fetch(model, update=True)
+        about = load(model).provenance or {}
+        click.echo(f"{model}\n  " + "\n  ".join(f"{k}: {v}" for k, v in about.items()))
+
+
+@weights.command()
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
+def verify(models: tuple[str, ...]) -> None:
+    """Load weights and hold them against their checksum. Without MODEL: all on this machine."""
+    from mbconv.weights.store import verify
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    broken = False
+    for model, reason in verify(models):
+        broken |= reason is not None
+        click.echo(f"ok      {model}" if reason is None else f"broken  {model}: {reason}")
+    sys.exit(1 if broken else 0)
+
+
+@weights.command()
+@click.argument("model")
+@click.argument("name", metavar="OWNER/NAME")
+@click.option("--license", help="Of the weights, as apache-2.0.")
+@click.option("--private", is_flag=True, help="Show the repository to yourself only.")
+def push(model: str, name: str, license: str | None, private: bool) -> None:
+    """Upload MODEL to the Hugging Face hub; a run folder's score goes into the model card."""
+    from mbconv.record import read_records
+    from mbconv.weights.hub import push_to_hub
+    from mbconv.weights.model import load
+
+    scores = Path(model) / "evaluation.jsonl"
+    score = read_records(scores)[-1] if scores.is_file() else None
+    network = load(model)
+    click.echo(push_to_hub(network, name, evaluation=score, license=license, private=private))
 
 
 @main.group()
@@ -289,7 +373,7 @@ def _spec(model: str) -> "Spec":
     path = Path(model)
     if path.suffix == ".json" and path.is_file():
         return Spec.from_json(path.read_text(encoding="utf-8"))
-    if path.exists():
+    if path.exists() or model.startswith("hf-hub:"):
         from mbconv.weights.model import load
 
         return load(path).spec

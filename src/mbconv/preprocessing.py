@@ -13,6 +13,7 @@ Triple = tuple[float, float, float]
 class Preprocessing:
     """Resize the short side to `resize`, crop the centre `resolution` x `resolution`, normalise.
 
+    Without `keep_aspect` both sides are resized to `resize`, as large networks are evaluated.
     `mean` and `std` are for RGB pixels scaled to 0..1. The defaults are ImageNet's usual ones.
     """
 
@@ -21,6 +22,7 @@ class Preprocessing:
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     mean: Triple = (0.485, 0.456, 0.406)
     std: Triple = (0.229, 0.224, 0.225)
+    keep_aspect: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(self.mean))

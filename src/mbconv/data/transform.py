@@ -12,7 +12,7 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Resize the short side and crop the centre: RGB picture of any size -> uint8 [R, R, 3].
+    """Resize the short side (or both) and crop the centre: any RGB picture -> uint8 [R, R, 3].
 
     One resampling of the crop's part alone. Pillow's filter reads beyond that part, so the
     pixels are those of torchvision's Resize followed by CenterCrop, also for very long pictures,
@@ -22,7 +22,8 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint
     short = min(image.size)
     edges: list[tuple[float, float]] = []
     for length in image.size:
-        resized = side if length == short else int(side * length / short)
+        squashed = length == short or not preprocessing.keep_aspect
+        resized = side if squashed else int(side * length / short)
         start = round((resized - crop) / 2)
         edges.append((start * length / resized, (start + crop) * length / resized))
     (left, right), (top, bottom) = edges

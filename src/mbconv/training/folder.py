@@ -23,6 +23,7 @@ def describe(network: MBConvNet, recipe: Recipe, machine: Machine) -> dict[str, 
         "spec_name": network.spec.name,
         "spec": network.spec.to_dict(),
         "preprocessing": network.preprocessing.to_dict(),
+        "base": network.provenance,  # of the weights that training starts from, their licence too
         "epochs": recipe.epochs,
         "resolution": recipe.resolution,
         "batch_size": recipe.batch_size,

@@ -264,7 +264,7 @@ class Session:
         provenance = {
             "trained_on": self.dataset.root.name, "epoch": line["epoch"],
             "val_top1": line["val_ema"], "recipe": self.recipe.name,
-            "pretrained": self.config["model"],
+            "pretrained": self.config["model"], "base": self.config.get("base"),
         }  # fmt: skip
         try:
             model_file.save(network, self.path / MODEL_FILE, provenance)

@@ -16,8 +16,7 @@ from mbconv.training.console import Reporter
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import Machine, measured, timed
 from mbconv.training.recipe import SMALLEST, Recipe
-from mbconv.weights.model import create_model
-from mbconv.weights.pretrained import pretrained_names
+from mbconv.weights.model import create_model, has_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +65,7 @@ def make_model(model: "MBConvNet | str | Path", classes: tuple[str, ...]) -> tup
         if network.labels != classes:
             network.reset_classifier(len(classes))
     else:
-        path = Path(model)  # an existing path wins over a name
-        is_name = not path.exists() and str(model) in pretrained_names()
-        pretrained = is_name or (path.exists() and path.suffix != ".json")
+        pretrained = has_weights(model)
         network = create_model(model, pretrained=pretrained, num_classes=len(classes))
     network.labels = classes
     return network, pretrained

@@ -12,6 +12,7 @@ from mbconv.arch.cost import cost
 from mbconv.arch.spec import Spec
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
+from mbconv.weights import keras
 from mbconv.weights.keymap import KeyMap
 from mbconv.weights.libraries import LIBRARIES, find_network, get_library, split_tag
 from mbconv.weights.libraries.network import Library, Network
@@ -49,7 +50,8 @@ def convert(
 ) -> MBConvNet:
     """Another library's state dict as a network of ours, in evaluation mode.
 
-    `source` is that library: timm, torchvision, lukemelas, geffnet or efficientnet_lite_pytorch;
+    `source` is that library: timm, torchvision, lukemelas, geffnet, efficientnet_lite_pytorch, or
+    keras for `{variable.path: variable}` as tensors;
     `name` is what it calls the network. Either may be left out where tensors' names and shapes
     allow one answer; they do not say how the network pads or which epsilon it has, so timm's
     weights mostly need a name. Number of classes and input channels are those of the tensors.
@@ -61,6 +63,8 @@ def convert(
     Raises UserError for an unknown source or name, and for tensors that do not fit: with the
     first that are missing, too many or of another shape, and with the network they would fit.
     """
+    if source == "keras":
+        return keras.convert(state_dict, name)
     candidates = _candidates(source, name)
     if not state_dict or not all(isinstance(tensor, Tensor) for tensor in state_dict.values()):
         raise UserError("This is no state dict: it must map names to tensors, at least one.")

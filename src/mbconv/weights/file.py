@@ -40,19 +40,24 @@ def save(model: MBConvNet, path: str | Path, provenance: dict[str, Any] | None =
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     check_fit(model.spec, tensors)
+    digest = tensor_hash(tensors)
+    provenance = (model.provenance or {}) if provenance is None else provenance
+    write_tensors(tensors, path, {KEY: json.dumps(describe(model, provenance, digest))})
+    return digest
+
+
+def describe(model: MBConvNet, provenance: dict[str, Any], digest: str) -> dict[str, Any]:
+    """The metadata of a model file. Raises UserError where the labels do not fit the spec."""
     labels = None if model.labels is None else list(model.labels)
     _check_labels(labels, model.spec)
-    digest = tensor_hash(tensors)
-    metadata = {
+    return {
         "format": FORMAT,
         "spec": model.spec.to_dict(),
         "labels": labels,
         "preprocessing": model.preprocessing.to_dict(),
-        "provenance": (model.provenance or {}) if provenance is None else provenance,
+        "provenance": provenance,
         "sha256": digest,
     }
-    write_tensors(tensors, path, {KEY: json.dumps(metadata)})
-    return digest
 
 
 def load(path: str | Path) -> MBConvNet:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
-from mbconv.weights import file
+from mbconv.weights import file, keras, keras_file
 from mbconv.weights.conversion import convert, counterpart, export_state_dict
 from mbconv.weights.model import load
 
@@ -71,8 +71,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _convert_foreign(path: Path, source: str | None, name: str | None) -> MBConvNet:
-    tensors = read_state_dict(path)
-    model = convert(tensors, source, name)
+    if path.suffix in keras_file.SUFFIXES:
+        model = keras.load(path, name)
+    else:
+        model = convert(read_state_dict(path), source, name)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     model.provenance = {**(model.provenance or {}), "file": path.name, "sha256": digest}
     return model

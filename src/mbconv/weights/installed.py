@@ -1,21 +1,26 @@
 """Published weights through the loader of the library that publishes them: timm, torchvision."""
 
 import math
+import re
 from collections.abc import Callable
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
 from mbconv.preprocessing import Preprocessing
 from mbconv.weights.conversion import convert
-from mbconv.weights.labels import imagenet_labels
+from mbconv.weights.hub import is_offline
+from mbconv.weights.labels import IMAGENET_TERMS, imagenet_labels
 from mbconv.weights.libraries import find_network, get_library, split_tag
 
 IMAGENET_CLASSES = 1000
-Loaded = tuple[nn.Module, Preprocessing, str]  # the network, how it sees pictures, which weights
+ON_IMAGENET = re.compile(r"(^|_)in\d+k")  # in timm's name of a set of weights
+Loaded = tuple[nn.Module, Preprocessing, dict[str, Any]]  # network, how it sees, provenance
 
 
 def load_installed(model: str, *, labels: bool = True) -> MBConvNet:
@@ -33,14 +38,14 @@ def load_installed(model: str, *, labels: bool = True) -> MBConvNet:
             f"{source} has no weights that mbconv can fetch: download the file and run "
             f"mbconv convert FILE OUT --from {source} --name {key}."
         )
-    theirs, preprocessing, weights = _call(source, key, split_tag(name)[1])
+    theirs, preprocessing, about = _call(source, key, split_tag(name)[1])
     ours = convert(theirs.state_dict(), source, key)
     ours.spec = ours.spec.replace(name=model, resolution=preprocessing.resolution)
     ours.preprocessing = preprocessing
     if labels and ours.spec.num_classes == IMAGENET_CLASSES:
         ours.labels = imagenet_labels()
     package = f"{source} {metadata.version(source)}"
-    ours.provenance = {"weights": f"{source}:{weights}", "package": package}
+    ours.provenance = {**about, "package": package}
     return ours
 
 
@@ -68,13 +73,19 @@ def _from_timm(timm: Any, key: str, tag: str) -> Loaded:
     side = seen["input_size"][-1]
     preprocessing = Preprocessing(
         resolution=side,
-        # Some V2 weights squeeze the whole picture into a square; here, its sides are cut instead.
         resize=math.floor(side / seen["crop_pct"]),
         interpolation=seen["interpolation"],
         mean=seen["mean"],
         std=seen["std"],
+        keep_aspect=seen["crop_mode"] != "squash",
     )
-    return net, preprocessing, f"{key}.{net.pretrained_cfg['tag']}"
+    cfg = net.pretrained_cfg
+    about = {"weights": f"timm:{key}.{cfg['tag']}"}
+    if cfg.get("license"):
+        about["license"] = cfg["license"]
+    if ON_IMAGENET.search(cfg["tag"]):
+        about["data_license"] = IMAGENET_TERMS
+    return net, preprocessing, about
 
 
 def _from_torchvision(torchvision: Any, key: str, tag: str) -> Loaded:
@@ -83,6 +94,9 @@ def _from_torchvision(torchvision: Any, key: str, tag: str) -> Loaded:
         names = ", ".join(known.__members__)
         raise UserError(f"torchvision has no weights {tag!r} of {key}; known: {names}.")
     weights = known[tag or "DEFAULT"]
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    if is_offline() and not cached.exists():  # torchvision knows no such switch
+        raise OSError(f"{cached} does not exist, and --offline or HF_HUB_OFFLINE is set")
     net = torchvision.models.get_model(key, weights=weights)
     seen = weights.transforms()
     preprocessing = Preprocessing(
@@ -92,7 +106,8 @@ def _from_torchvision(torchvision: Any, key: str, tag: str) -> Loaded:
         mean=seen.mean,
         std=seen.std,
     )
-    return net, preprocessing, f"{key}@{weights.name}"
+    about = {"weights": f"torchvision:{key}@{weights.name}", "data_license": IMAGENET_TERMS}
+    return net, preprocessing, about
 
 
 LOADERS: dict[str, Callable[[Any, str, str], Loaded]] = {

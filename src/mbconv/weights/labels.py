@@ -1,4 +1,7 @@
-"""Class names that belong to published weights."""
+"""Class names that belong to published weights, and the terms of the data behind them."""
+
+IMAGENET_TERMS = "ImageNet's terms of access: non-commercial research and education"
+DATA_LICENSES = dict.fromkeys(("imagenet-1k", "imagenet-12k", "imagenet-22k"), IMAGENET_TERMS)
 
 
 def imagenet_labels() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What MODEL means: a network's name here or elsewhere, a spec.json, a model file, a run folder."""
+"""What MODEL means: a network's name here or elsewhere, a file, a folder, a repository."""
 
 import os
 from pathlib import Path
@@ -10,13 +10,13 @@ from mbconv.arch.spec import Spec
 from mbconv.arch.zoo import get_spec, list_specs
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet, build
-from mbconv.weights import file
-from mbconv.weights.assemble import misfit
-from mbconv.weights.installed import load_installed
+from mbconv.weights import file, hub, keras, keras_file, repository
+from mbconv.weights.assemble import misfit, outline
+from mbconv.weights.installed import LOADERS, load_installed
 from mbconv.weights.libraries import is_library_model, library_spec
 from mbconv.weights.pretrained import load_pretrained, pretrained_names
 
-MODEL_FILE = "model.safetensors"  # in a run folder
+MODEL_FILE = "model.safetensors"  # in a run folder or repository
 STEM = "stem.conv.weight"
 CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
 
@@ -24,7 +24,7 @@ CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
 def create_model(
     model: str | Path | Spec,
     *,
-    pretrained: bool = False,
+    pretrained: bool | str | Path = False,
     num_classes: int | None = None,
     in_channels: int | None = None,
     **spec_changes: Any,
@@ -32,11 +32,14 @@ def create_model(
     """A network to train, in training mode.
 
     `model` is a Spec, a zoo name, a network of another library (`timm:tf_efficientnet_b0`,
-    `torchvision:efficientnet_b0`), a spec.json, a model file or a run folder; an existing path
-    wins over a name. `pretrained` takes the published weights of the network of that name, for
-    another library's through that library, which must be installed; which of several sets is
-    written `timm:efficientnet_b0.ra_in1k` or `torchvision:efficientnet_b1@IMAGENET1K_V2`. A model
-    file or run folder always brings its own weights. `num_classes`, `in_channels` and
+    `torchvision:efficientnet_b0`), a spec.json, a model file (ours or Keras's), a run folder, or a
+    repository (`hf-hub:owner/name`, or a folder with its files); an existing path wins over a
+    name. `pretrained` takes the published weights of the network of that name, for another
+    library's through that library, which must be installed; which of several sets is written
+    `timm:efficientnet_b0.ra_in1k` or `torchvision:efficientnet_b1@IMAGENET1K_V2`. Files, folders
+    and repositories always bring their own weights. Where `pretrained` is itself a network as
+    for `load`, its weights are taken, with their padding, epsilon and preprocessing; it must be
+    of the same architecture. `num_classes`, `in_channels` and
     `spec_changes` (fields of Spec or Block, as for `Spec.replace`) change the network first.
 
     Weights are carried over into the changed network:
@@ -58,7 +61,10 @@ def create_model(
     if isinstance(source, Spec) and not pretrained:
         return build(source.replace(**changes))
     base = source if isinstance(source, Spec) else source.spec
-    if isinstance(source, Spec):
+    if not isinstance(pretrained, bool):
+        source = _weights_for(base, pretrained)
+        base = source.spec
+    elif isinstance(source, Spec):
         keeps_classes = changes.get("num_classes", source.num_classes) == source.num_classes
         source = _published(source.name, labels=keeps_classes)
         if is_library_model(str(model)):  # which of several weights decides classes and resolution
@@ -70,9 +76,10 @@ def create_model(
 def load(model: str | Path) -> MBConvNet:
     """A trained network, in evaluation mode, with `.spec .labels .preprocessing .provenance`.
 
-    `model` is a model file, a run folder or a network's name with published weights, here or in
-    another library, as for `create_model`; an existing path wins over a name. Raises UserError
-    for anything else, with what to do.
+    `model` is a model file (ours or Keras's), a run folder, a repository (`hf-hub:owner/name`, or
+    a folder with its files) or a network's name with published weights, here or in another
+    library, as for `create_model`; an existing path wins over a name. Raises UserError for
+    anything else, with what to do.
     """
     source = _resolve(model)
     if isinstance(source, MBConvNet):
@@ -86,14 +93,40 @@ def load(model: str | Path) -> MBConvNet:
     )
 
 
+def _weights_for(spec: Spec, model: str | Path) -> MBConvNet:
+    """The network `model`, which must be as `spec` but for its numerics, classes and channels."""
+    source = load(model)
+    ends = {"num_classes": source.spec.num_classes, "in_channels": source.spec.in_channels}
+    reason = misfit(outline(spec.replace(**ends)).state_dict(), source.state_dict())
+    if reason:
+        raise UserError(
+            f"{model} has no weights for {spec.name!r}: {reason}. Take its own network."
+        )
+    return source
+
+
+def has_weights(model: str | Path) -> bool:
+    """Whether `model`, as for `create_model`, brings weights or has published ones."""
+    path = Path(model)
+    if path.exists():
+        return path.suffix != ".json"
+    name = str(model)
+    published = name.partition(":")[0] in LOADERS or name in pretrained_names()
+    return published or hub.is_hub(name)
+
+
 def _resolve(model: str | Path) -> Spec | MBConvNet:
     """The spec or the trained network that a path or name stands for."""
+    if hub.is_hub(model):
+        return hub.load(str(model))
     path = _existing(model)
     if path is None:
         name = str(model)
         return library_spec(name) if is_library_model(name) else get_spec(name)
     if path.is_dir():
         return _from_folder(path)
+    if path.suffix in keras_file.SUFFIXES:
+        return keras.load(path)
     return _read_spec(path) if path.suffix == ".json" else file.load(path)
 
 
@@ -114,6 +147,8 @@ def _existing(model: str | Path) -> Path | None:
 
 
 def _from_folder(folder: Path) -> MBConvNet:
+    if repository.is_foreign(folder):
+        return repository.load(folder)
     if (folder / MODEL_FILE).is_file():
         return file.load(folder / MODEL_FILE)
     hint = "Give a run folder that mbconv train has written, or a model file."

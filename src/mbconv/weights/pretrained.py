@@ -16,7 +16,7 @@ from mbconv.arch.zoo import get_spec
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
 from mbconv.weights.keymap import KeyMap
-from mbconv.weights.labels import imagenet_labels
+from mbconv.weights.labels import IMAGENET_TERMS, imagenet_labels
 from mbconv.weights.libraries.efficientnet_lite_pytorch import LIBRARY
 
 CROP_PADDING = 32  # the short side is resized to the resolution plus this
@@ -87,6 +87,7 @@ def load_pretrained(name: str, *, labels: bool = True) -> MBConvNet:
         "file": package.file,
         "sha256": package.sha256,
         "license": "Apache-2.0",
+        "data_license": IMAGENET_TERMS,
     }
     return model
 
