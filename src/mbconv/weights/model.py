@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mbconv.arch.scale import with_output_stride
 from mbconv.arch.spec import Spec
 from mbconv.arch.zoo import get_spec, list_specs
 from mbconv.errors import UserError
@@ -25,6 +26,7 @@ def create_model(
     pretrained: bool = False,
     num_classes: int | None = None,
     in_channels: int | None = None,
+    output_stride: int | None = None,
     **spec_changes: Any,
 ) -> MBConvNet:
     """A network to train, in training mode.
@@ -32,7 +34,8 @@ def create_model(
     `model` is a Spec, a zoo name, a spec.json, a model file or a run folder; an existing path
     wins over a name. `pretrained` takes the published weights of the network of that name; a
     model file or run folder always brings its own weights. `num_classes`, `in_channels` and
-    `spec_changes` (fields of Spec or Block, as for `Spec.replace`) change the network first.
+    `spec_changes` (fields of Spec or Block, as for `Spec.replace`) change the network first;
+    `output_stride` (8 or 16, for dense prediction) puts dilation in the place of later strides.
 
     Weights are carried over into the changed network:
     - another number of classes gives a fresh classifier and no labels;
@@ -51,6 +54,8 @@ def create_model(
         changes["in_channels"] = in_channels
     source = model if isinstance(model, Spec) else _resolve(model)
     spec = (source if isinstance(source, Spec) else source.spec).replace(**changes)
+    if output_stride is not None:
+        spec = with_output_stride(spec, output_stride)
     if isinstance(source, Spec):
         if not pretrained:
             return build(spec)
