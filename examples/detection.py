@@ -7,16 +7,20 @@ The pictures are drawn: one disc and one square each, to be found and told apart
 """
 
 from collections import OrderedDict
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FeaturePyramidNetwork, box_iou
 
 import mbconv
 
 CLASSES = ("disc", "square")
+# Without it the first steps of pyramid and head diverge: the maps of a linear bottleneck are large.
+NORM = partial(nn.GroupNorm, 8)
 
 
 class PyramidBackbone(nn.Module):
@@ -28,7 +32,8 @@ class PyramidBackbone(nn.Module):
         levels = [tap for tap in model.spec.pyramid() if tap.reduction >= 8]
         self.names = [tap.name for tap in levels]
         self.encoder = mbconv.Encoder(model, taps=self.names)
-        self.pyramid = FeaturePyramidNetwork([tap.channels for tap in levels], out_channels)
+        widths = [tap.channels for tap in levels]
+        self.pyramid = FeaturePyramidNetwork(widths, out_channels, norm_layer=NORM)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         _, *maps = self.encoder(x)
@@ -40,14 +45,17 @@ def detector(model: mbconv.MBConvNet, side: int, classes: int, width: int = 64) 
     """RetinaNet for pictures of about `side` pixels, normalised as the weights expect it."""
     backbone = PyramidBackbone(model, width)
     sizes = tuple((base, int(base * 1.26), int(base * 1.59)) for base in (16, 32, 64))
+    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    each = anchors.num_anchors_per_location()[0]
     return RetinaNet(
         backbone,
         classes,
+        anchor_generator=anchors,
+        head=RetinaNetHead(width, each, classes, norm_layer=NORM),
         min_size=side,
         max_size=2 * side,
         image_mean=model.preprocessing.mean,
         image_std=model.preprocessing.std,
-        anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
     )
 
 

@@ -11,7 +11,9 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from fastai.vision.all import (
     Callback,
     ImageDataLoaders,
@@ -36,7 +38,7 @@ def body(model: mbconv.MBConvNet) -> nn.Sequential:
     return nn.Sequential(model.stem, model.stages, model.head.conv)
 
 
-def split(model: nn.Sequential) -> L:
+def split(model: Any) -> L:
     """Groups for freezing and for learning rates: early stages, late stages, fastai's head."""
     (stem, stages, last), head = model
     half = len(stages) // 2
@@ -84,13 +86,14 @@ def write_digits(folder: Path, classes: int = 3) -> None:
 
 
 def main(folder: Path, network: str = "efficientnet_lite0", side: int = 64) -> None:
+    torch.manual_seed(0)
     learn = learner(folder, network, side)
     print(f"{network} on {folder}: classes {', '.join(learn.dls.vocab)}")
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(2, 1e-2)
         print(f"  frozen body: accuracy {learn.validate()[1]:.1%}")
         learn.unfreeze()
-        learn.fit_one_cycle(1, slice(1e-4, 1e-3))  # early stages slowly, the head fast
+        learn.fit_one_cycle(1, slice(1e-5, 1e-3))  # early stages slowly, the head fast
         print(f"  all of it:   accuracy {learn.validate()[1]:.1%}")
 
 

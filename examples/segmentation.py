@@ -12,8 +12,10 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
+from segmentation_models_pytorch.base import SegmentationModel
 from segmentation_models_pytorch.encoders._base import EncoderMixin
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torchvision.transforms.v2.functional import normalize
 
 import mbconv
@@ -69,7 +71,7 @@ def draw(number: int, side: int, seed: int) -> tuple[Tensor, Tensor]:
     return pictures, masks
 
 
-def train(model: nn.Module, steps: int, side: int, batch: int = 8) -> list[float]:
+def train(model: SegmentationModel, steps: int, side: int, batch: int = 8) -> list[float]:
     """The loss of each step."""
     prepare = model.encoder.preprocessing
     overlap = smp.losses.DiceLoss("multiclass")
@@ -81,7 +83,7 @@ def train(model: nn.Module, steps: int, side: int, batch: int = 8) -> list[float
     for step in range(steps):
         pictures, masks = draw(batch, side, seed=step)
         logits = model(normalize(pictures, prepare.mean, prepare.std))
-        loss = nn.functional.cross_entropy(logits, masks) + overlap(logits, masks)
+        loss = cross_entropy(logits, masks) + overlap(logits, masks)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -90,7 +92,7 @@ def train(model: nn.Module, steps: int, side: int, batch: int = 8) -> list[float
     return losses
 
 
-def mean_iou(model: nn.Module, side: int) -> float:
+def mean_iou(model: SegmentationModel, side: int) -> float:
     """Intersection over union on 32 new pictures, mean of the classes."""
     prepare = model.encoder.preprocessing
     pictures, masks = draw(32, side, seed=1_000_000)

@@ -34,9 +34,9 @@ class SuperResolution(nn.Module):
             for c in self.encoder.out_channels
         )
         self.fuse = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
-        self.detail = nn.Sequential(nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2))
-        nn.init.zeros_(self.detail[0].weight)  # starts as the bicubic picture itself
-        nn.init.zeros_(self.detail[0].bias)
+        last = nn.Conv2d(width, 12, 3, padding=1, bias=False)
+        nn.init.zeros_(last.weight)  # the net starts as the bicubic picture itself
+        self.detail = nn.Sequential(last, nn.PixelShuffle(2))
 
     def forward(self, x: Tensor) -> Tensor:
         prepare = self.encoder.preprocessing
@@ -88,7 +88,7 @@ def train(model: SuperResolution, steps: int, side: int, batch: int = 8) -> list
         sharp = torch.stack(crops)
         loss = l1_loss(model(smaller(sharp)), sharp)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
