@@ -59,6 +59,7 @@ def test_public_names() -> None:
     assert mbconv.__all__ == [
         "Block",
         "Cost",
+        "Encoder",
         "MBConvNet",
         "Prediction",
         "Predictor",

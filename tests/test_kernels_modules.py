@@ -251,7 +251,8 @@ def test_an_empty_batch_and_one_value_a_channel_are_as_in_plain_modules() -> Non
     module = narrow(Block(channels=8), 8).train()
     assert module(torch.zeros(0, 8, 6, 6)).shape == (0, 8, 6, 6)
     triple = ConvNormAct(
-        Spec(stages=(Stage(blocks=(Block(channels=4),)),)), 4, 4, activation="silu"
+        Spec(stages=(Stage(blocks=(Block(channels=4),)),)),
+        Conv(name="conv", in_channels=4, out_channels=4, activation="silu"),
     )
     for one in (module, triple):
         with pytest.raises(ValueError, match="more than 1 value per channel"):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mbconv.arch.zoo import get_spec, list_specs
     from mbconv.errors import UserError
     from mbconv.measure.accuracy import evaluate
+    from mbconv.nn.encoder import Encoder
     from mbconv.nn.model import MBConvNet, build
     from mbconv.preprocessing import Preprocessing
     from mbconv.record import Record
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Block": "arch.block",
     "Cost": "arch.cost",
+    "Encoder": "nn.encoder",
     "MBConvNet": "nn.model",
     "Prediction": "runtime.predictor",
     "Predictor": "runtime.predictor",
@@ -55,6 +57,7 @@ _HOME = {
 __all__ = [
     "Block",
     "Cost",
+    "Encoder",
     "MBConvNet",
     "Prediction",
     "Predictor",

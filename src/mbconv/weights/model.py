@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mbconv.arch.scale import with_output_stride
 from mbconv.arch.spec import Spec
 from mbconv.arch.zoo import get_spec, list_specs
 from mbconv.errors import UserError
@@ -27,6 +28,7 @@ def create_model(
     pretrained: bool | str | Path = False,
     num_classes: int | None = None,
     in_channels: int | None = None,
+    output_stride: int | None = None,
     **spec_changes: Any,
 ) -> MBConvNet:
     """A network to train, in training mode.
@@ -40,7 +42,8 @@ def create_model(
     and repositories always bring their own weights. Where `pretrained` is itself a network as
     for `load`, its weights are taken, with their padding, epsilon and preprocessing; it must be
     of the same architecture. `num_classes`, `in_channels` and
-    `spec_changes` (fields of Spec or Block, as for `Spec.replace`) change the network first.
+    `spec_changes` (fields of Spec or Block, as for `Spec.replace`) change the network first;
+    `output_stride` (8 or 16, for dense prediction) puts dilation in the place of later strides.
 
     Weights are carried over into the changed network:
     - another number of classes gives a fresh classifier and no labels;
@@ -59,7 +62,7 @@ def create_model(
         changes["in_channels"] = in_channels
     source = model if isinstance(model, Spec) else _resolve(model)
     if isinstance(source, Spec) and not pretrained:
-        return build(source.replace(**changes))
+        return build(_changed(source, changes, output_stride))
     base = source if isinstance(source, Spec) else source.spec
     if not isinstance(pretrained, bool):
         source = _weights_for(base, pretrained)
@@ -69,8 +72,13 @@ def create_model(
         source = _published(source.name, labels=keeps_classes)
         if is_library_model(str(model)):  # which of several weights decides classes and resolution
             base = source.spec
-    spec = base.replace(**changes)
+    spec = _changed(base, changes, output_stride)
     return (source if spec == source.spec else _carry_over(source, spec)).train()
+
+
+def _changed(spec: Spec, changes: dict[str, Any], output_stride: int | None) -> Spec:
+    spec = spec.replace(**changes)
+    return spec if output_stride is None else with_output_stride(spec, output_stride)
 
 
 def load(model: str | Path) -> MBConvNet:
