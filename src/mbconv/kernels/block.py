@@ -48,6 +48,14 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return y.view(*x.shape[:3], -1)
 
 
+def _product_backward(grad: Tensor, weight: Tensor, addend: Tensor | None = None) -> Tensor:
+    """Gradient at the input of a 1x1 convolution, plus `addend` of the same shape."""
+    rows, matrix = grad.flatten(0, 2), weight.flatten(1).to(grad.dtype)
+    if addend is None:
+        return torch.mm(rows, matrix).view(*grad.shape[:3], -1)
+    return torch.addmm(addend.flatten(0, 2), rows, matrix).view(addend.shape)
+
+
 def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     dw = torch.mm(grad.flatten(0, 2).t(), x.flatten(0, 2))
     return dw.view(weight.shape).to(weight.dtype)
@@ -183,7 +191,7 @@ def block_backward(
     affine_sums = [sums.sum(0) if factor is None else (sums * factor[:, None]).sum(0)]
     dp = k.apply(p, g, third, "none", means(affine_sums[0], p), factor=factor)
 
-    db = torch.mm(dp.flatten(0, 2), project.flatten(1).to(x.dtype)).view(d.shape)
+    db = _product_backward(dp, project)
     gate = _present(gate_reduce, gate_reduce_bias, gate_expand, gate_expand_bias)
     squeeze = _Gate(pooled, act, gate) if gate else None
     scale = squeeze.scale if squeeze else None
@@ -207,14 +215,14 @@ def block_backward(
     dz, ddepthwise, sums = k.depthwise_backward(e, dd, first, act, weight, place)
     del dd
     dx, dexpand = dz, _nothing(x)
-    if expand is not None and first is not None:
+    if expand is None or first is None:
+        dx = dz + g if residual else dz
+    else:
         affine_sums.insert(0, sums)
         de = k.apply(e, dz, first, "none", means(sums, e))
         dexpand = _weight_grad(de, maps, expand)
         if need_dx:
-            dx = torch.mm(de.flatten(0, 2), expand.flatten(1).to(x.dtype)).view(maps.shape)
-    if residual and need_dx:
-        dx = dx + g
+            dx = _product_backward(de, expand, g if residual else None)
     return (
         dx.permute(0, 3, 1, 2) if need_dx else _nothing(x),
         dexpand,

@@ -117,23 +117,31 @@ inline vec reciprocal(vec x) {
 #endif
 }
 
-// e^x to about one unit in the last place, for x within +-87; beyond it stays at the ends.
-// 2^n times a polynomial on +-ln(2)/2 (Taylor's coefficients, the last ones trimmed for the range).
-inline vec exponential(vec x) {
-    x = x < -87.0f ? splat(-87.0f) : x;
-    x = x > 87.0f ? splat(87.0f) : x;
-    const vec shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the low bits are round(x/ln2)
+// 2^x to about two units in the last place, for x from -126 to 126; larger x count as 126. A whole
+// power of two times a polynomial on +-1/2, whose coefficients keep the largest relative error low.
+inline vec power_of_two(vec x) {
+#if defined(__AVX512F__)
+    x = (vec)_mm512_min_ps((__m512)splat(126.0f), (__m512)x);  // in this order NaN stays
+    const vec n = (vec)_mm512_maskz_roundscale_ps(-1, (__m512)x, 0);
+#else
+    x = x < -126.0f ? splat(-126.0f) : x;
+    x = x > 126.0f ? splat(126.0f) : x;
+    const vec shifted = x + 12582912.0f;  // 1.5 * 2^23: the low bits are round(x)
     const vec n = shifted - 12582912.0f;
-    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    vec p = 1.3981999e-3f + r * 1.9875691e-4f;
-    p = 8.3334519e-3f + r * p;
-    p = 4.1665796e-2f + r * p;
-    p = 1.6666665e-1f + r * p;
-    p = 0.5f + r * p;
-    p = 1.0f + r * (1.0f + r * p);
+#endif
+    const vec r = x - n;
+    vec p = 9.67554141e-3f + r * 1.32764721e-3f;
+    p = 5.55071327e-2f + r * p;
+    p = 2.40221197e-1f + r * p;
+    p = 6.93146967e-1f + r * p;
+    p = 1.0f + r * p;
+#if defined(__AVX512F__)
+    return (vec)_mm512_maskz_scalef_ps(-1, (__m512)p, (__m512)n);
+#else
     return p * (vec)(((ivec)shifted << 23) + 0x3f800000);
+#endif
 }
 
-inline vec sigmoid(vec x) { return reciprocal(1.0f + exponential(-x)); }
+inline vec sigmoid(vec x) { return reciprocal(1.0f + power_of_two(x * -1.44269504f)); }
 
 }  // namespace mbconv
