@@ -45,7 +45,8 @@ class BuildKernels(build_ext):
             raise CompileError("no C++ compiler: set CXX, or install g++ or clang")
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        command = [*compiler.split(), *FLAGS, *ext.extra_compile_args, *ext.sources]
+        own = os.environ.get("CXXFLAGS", "").split()
+        command = [*compiler.split(), *FLAGS, *ext.extra_compile_args, *own, *ext.sources]
         try:
             subprocess.run([*command, "-o", str(target)], check=True)
         except (OSError, subprocess.CalledProcessError) as error:

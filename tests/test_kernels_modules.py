@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -294,6 +295,23 @@ def test_checkpointing_gives_the_same_gradients() -> None:
         results.append([x.grad, *(p.grad.clone() for p in module.parameters())])
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
+
+
+def test_learns_under_distributed_data_parallel(tmp_path: Path) -> None:
+    model = small_net(drop_path=0.0).train()
+    alone = learn(model, PICTURES)
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        together = nn.parallel.DistributedDataParallel(model)
+        y = together(PICTURES)
+        generator = torch.Generator().manual_seed(7)
+        weights = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)
+        (y * weights).sum().backward()
+    finally:
+        distributed.destroy_process_group()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, alone[name])
 
 
 def test_the_same_step_gives_the_same_bits() -> None:

@@ -10,37 +10,37 @@ struct Both {
 };
 
 struct Linear {
-    static vec value(vec z) { return z; }
-    static Both both(vec z) { return {z, splat(1.0f)}; }
+    [[gnu::always_inline]] static vec value(vec z) { return z; }
+    [[gnu::always_inline]] static Both both(vec z) { return {z, splat(1.0f)}; }
 };
 
 struct Relu {
-    static vec value(vec z) { return z < 0.0f ? vec{} : z; }
-    static Both both(vec z) { return {value(z), z > 0.0f ? splat(1.0f) : vec{}}; }
+    [[gnu::always_inline]] static vec value(vec z) { return z < 0.0f ? vec{} : z; }
+    [[gnu::always_inline]] static Both both(vec z) { return {value(z), z > 0.0f ? splat(1.0f) : vec{}}; }
 };
 
 struct Relu6 {
-    static vec value(vec z) {
+    [[gnu::always_inline]] static vec value(vec z) {
         const vec low = z < 0.0f ? vec{} : z;
         return low > 6.0f ? splat(6.0f) : low;
     }
-    static Both both(vec z) {
+    [[gnu::always_inline]] static Both both(vec z) {
         const ivec inside = (z > 0.0f) & (z < 6.0f);
         return {value(z), inside ? splat(1.0f) : vec{}};
     }
 };
 
 struct Silu {
-    static vec value(vec z) { return z * sigmoid(z); }
-    static Both both(vec z) {
+    [[gnu::always_inline]] static vec value(vec z) { return z * sigmoid(z); }
+    [[gnu::always_inline]] static Both both(vec z) {
         const vec s = sigmoid(z), y = z * s;
         return {y, s + y * (1.0f - s)};
     }
 };
 
 struct HardSwish {
-    static vec value(vec z) { return z * Relu6::value(z + 3.0f) * (1.0f / 6.0f); }
-    static Both both(vec z) {
+    [[gnu::always_inline]] static vec value(vec z) { return z * Relu6::value(z + 3.0f) * (1.0f / 6.0f); }
+    [[gnu::always_inline]] static Both both(vec z) {
         const vec middle = z * (1.0f / 3.0f) + 0.5f;
         const vec low = z < -3.0f ? vec{} : middle;
         return {value(z), z > 3.0f ? splat(1.0f) : low};
@@ -59,8 +59,8 @@ inline void with_activation(int number, F&& f) {
     }
 }
 
-// A batch norm as four rows of C floats: mean, 1 / deviation, gamma, beta. Normalised values are
-// (x - mean) * inverse rather than x * a + b, which cancels where the mean is large.
+// A batch norm as four rows of C floats: mean, 1 / deviation, gamma, beta. It is computed as
+// (x - mean) * scale + beta rather than x * a + b, which cancels where the mean is large.
 struct Norm {
     const float *mean, *inverse, *gamma, *beta;
     Norm(const float* rows, int64_t c, int64_t first = 0)
@@ -68,15 +68,16 @@ struct Norm {
 };
 
 struct NormVec {
-    vec mean, inverse, gamma, beta;
+    vec mean, inverse, scale, beta;
     template <class Lanes>
     NormVec(const Norm& n, int64_t c, Lanes lanes)
         : mean(load(n.mean + c, lanes)),
           inverse(load(n.inverse + c, lanes)),
-          gamma(load(n.gamma + c, lanes)),
+          scale(inverse * load(n.gamma + c, lanes)),
           beta(load(n.beta + c, lanes)) {}
-    vec normalised(vec x) const { return (x - mean) * inverse; }
-    vec affine(vec normal) const { return normal * gamma + beta; }
+    // Times `inverse` this is the normalised value; sums of it are scaled once, at their end.
+    [[gnu::always_inline]] vec centred(vec x) const { return x - mean; }
+    [[gnu::always_inline]] vec affine(vec centred) const { return centred * scale + beta; }
 };
 
 }  // namespace mbconv

@@ -27,7 +27,7 @@ void activate_row(const T* x, int64_t width, int64_t c, int64_t channels, const 
         for (int64_t i = 0; i < width; ++i) {
             if (lane == 0) __builtin_prefetch(x + (i + width) * c);
             store(row + i * GROUP + lane,
-                  Act::value(n.affine(n.normalised(load(x + i * c + lane, lanes)))));
+                  Act::value(n.affine(n.centred(load(x + i * c + lane, lanes)))));
         }
     });
 }

@@ -20,7 +20,7 @@ namespace {
 
 // The rows of one input row, [columns][GROUP] each, `start` columns in front of the first pixel.
 struct Rows {
-    float *value, *slope, *normal, *sum;
+    float *value, *slope, *centred, *sum;
 };
 
 template <class Act, class T>
@@ -34,11 +34,11 @@ void prepare_row(const T* x, int64_t width, int64_t c, int64_t channels, const N
         const NormVec n(*norm, lane, lanes);
         for (int64_t i = 0; i < width; ++i) {
             if (lane == 0) __builtin_prefetch(x + (i + width) * c);
-            const vec normal = n.normalised(load(x + i * c + lane, lanes));
-            const Both act = Act::both(n.affine(normal));
+            const vec centred = n.centred(load(x + i * c + lane, lanes));
+            const Both act = Act::both(n.affine(centred));
             store(r.value + i * GROUP + lane, act.value);
             store(r.slope + i * GROUP + lane, act.slope);
-            store(r.normal + i * GROUP + lane, normal);
+            store(r.centred + i * GROUP + lane, centred);
         }
     });
 }
@@ -78,10 +78,10 @@ void strip(const float* const* grads, int64_t first_row, const float* weights, c
 }
 
 template <class T>
-void finish_row(Rows r, int64_t width, int64_t c, int64_t channels, bool normed, float* sums,
+void finish_row(Rows r, int64_t width, int64_t c, int64_t channels, const Norm* norm, float* sums,
                 T* dz) {
     for_lanes(channels, [&](int64_t lane, auto lanes) {
-        if (!normed) {
+        if (!norm) {
             for (int64_t i = 0; i < width; ++i)
                 store(dz + i * c + lane, load(r.sum + i * GROUP + lane), lanes);
             return;
@@ -91,11 +91,12 @@ void finish_row(Rows r, int64_t width, int64_t c, int64_t channels, bool normed,
             const int64_t at = i * GROUP + lane;
             const vec v = load(r.sum + at) * load(r.slope + at);
             s0 += v;
-            s1 += v * load(r.normal + at);
+            s1 += v * load(r.centred + at);
             store(dz + i * c + lane, v, lanes);
         }
         store(sums + lane, load(sums + lane) + s0);
-        store(sums + GROUP + lane, load(sums + GROUP + lane) + s1);
+        const vec inverse = load(norm->inverse + lane, lanes);
+        store(sums + GROUP + lane, load(sums + GROUP + lane) + s1 * inverse);
     });
 }
 
@@ -128,7 +129,7 @@ void sweep(const T* x, const T* grad, const Depthwise& d, int64_t sample, int64_
     float* const weights = base + K * size.grad_row;
     float* const row_dw = weights + size.weights;
     const Rows whole{scratch, scratch + size.row, scratch + 2 * size.row, scratch + 3 * size.row};
-    const Rows pixels{whole.value + margin, whole.slope + margin, whole.normal + margin,
+    const Rows pixels{whole.value + margin, whole.slope + margin, whole.centred + margin,
                       whole.sum + margin};
     const Norm norm(norm_rows, d.c, begin);
     load_weights(weight + begin * K * K, K * K, channels, weights);
@@ -155,7 +156,7 @@ void sweep(const T* x, const T* grad, const Depthwise& d, int64_t sample, int64_
         });
         for (int64_t i = 0; i < size.weights; i += LANES)
             store(dw + i, load(dw + i) + load(row_dw + i));
-        finish_row(pixels, d.w, d.c, channels, norm_rows != nullptr, sums, dz + in + ih * d.w * d.c);
+        finish_row(pixels, d.w, d.c, channels, norm_rows ? &norm : nullptr, sums, dz + in + ih * d.w * d.c);
     }
 }
 

@@ -24,7 +24,7 @@ void normalise_rows(const T* x, int64_t rows, int64_t c, const Norm& norm, const
         const NormVec n(norm, i, lanes);
         const vec f = FACTOR ? load(factor + i, lanes) : vec{};
         for (int64_t at = i; at < rows * c; at += c) {
-            vec v = Act::value(n.affine(n.normalised(load(x + at, lanes))));
+            vec v = Act::value(n.affine(n.centred(load(x + at, lanes))));
             if (FACTOR) v *= f;
             if (ADDEND) v += load(addend + at, lanes);
             store(y + at, v, lanes);
@@ -38,7 +38,7 @@ void pool_rows(const T* x, int64_t rows, int64_t c, const Norm& norm, float* sum
         const NormVec n(norm, i, lanes);
         vec s{};
         for (int64_t at = i; at < rows * c; at += c)
-            s += Act::value(n.affine(n.normalised(load(x + at, lanes))));
+            s += Act::value(n.affine(n.centred(load(x + at, lanes))));
         store(sum + i, load(sum + i, lanes) + s, lanes);
     });
 }

@@ -36,28 +36,28 @@ void reduce_rows(const T* x, const T* grad, int64_t rows, int64_t c, const Norm&
         const vec f = factor ? load(factor + i, lanes) : splat(1.0f);
         vec s0{}, s1{}, s2{}, s3{}, s4{};
         for (int64_t at = i; at < rows * c; at += c) {
-            const vec normal = n.normalised(load(x + at, lanes));
-            const Both act = Act::both(n.affine(normal));
+            const vec centred = n.centred(load(x + at, lanes));
+            const Both act = Act::both(n.affine(centred));
             if (GRAD) {
                 const vec g = load(grad + at, lanes);
                 const vec dz = g * act.slope;
                 s0 += dz;
-                s1 += dz * normal;
+                s1 += dz * centred;
                 if (GATED) s4 += g * act.value;
             }
             if (GATED) {
                 s2 += act.slope;
-                s3 += act.slope * normal;
+                s3 += act.slope * centred;
             }
             if (OUTPUT) store(y + at, act.value * f, lanes);
         }
         if (GRAD) {
             add_to(sums + i, s0, lanes);
-            add_to(sums + c + i, s1, lanes);
+            add_to(sums + c + i, s1 * n.inverse, lanes);
         }
         if (GATED) {
             add_to(sums + 2 * c + i, s2, lanes);
-            add_to(sums + 3 * c + i, s3, lanes);
+            add_to(sums + 3 * c + i, s3 * n.inverse, lanes);
             add_to(sums + 4 * c + i, s4, lanes);
         }
     });
@@ -116,16 +116,15 @@ void apply_rows(const T* x, const T* grad, int64_t rows, int64_t c, const Norm& 
                 const float* factor, const float* offset, const float* means, T* dx) {
     for_vectors(c, c, [&](int64_t i, auto lanes) {
         const NormVec n(norm, i, lanes);
-        const vec m0 = load(means + i, lanes), m1 = load(means + c + i, lanes);
-        const vec scale = n.gamma * n.inverse;
+        const vec m0 = load(means + i, lanes), m1 = load(means + c + i, lanes) * n.inverse;
         const vec f = PER_SAMPLE && factor ? load(factor + i, lanes) : splat(1.0f);
         const vec o = PER_SAMPLE && offset ? load(offset + i, lanes) : vec{};
         for (int64_t at = i; at < rows * c; at += c) {
-            const vec normal = n.normalised(load(x + at, lanes));
+            const vec centred = n.centred(load(x + at, lanes));
             vec g = GRAD ? load(grad + at, lanes) : vec{};
             if (PER_SAMPLE) g = GRAD ? g * f + o : o;
-            const vec dz = g * Act::both(n.affine(normal)).slope;
-            store(dx + at, scale * (dz - m0 - normal * m1), lanes);
+            const vec dz = g * Act::both(n.affine(centred)).slope;
+            store(dx + at, n.scale * (dz - m0 - centred * m1), lanes);
         }
     });
 }

@@ -1,12 +1,13 @@
 // One vector of floats, as wide as the instruction set this file is compiled for, and the two
 // formats maps are stored in. The compiler's vector types make one source serve every processor;
-// intrinsics appear only where they save instructions that the compiler does not find.
+// intrinsics appear only where they save instructions that the compiler does not find, and inlining
+// is not left to it: a call inside a loop costs every register.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -29,24 +30,34 @@ struct bf16 {
     uint16_t bits;
 };
 
-inline vec splat(float x) { return vec{} + x; }
+[[gnu::always_inline]] inline vec splat(float x) { return vec{} + x; }
 
-inline vec load(const float* p) {
+[[gnu::always_inline]] inline vec load(const float* p) {
     vec v;
     std::memcpy(&v, p, sizeof v);
     return v;
 }
 
-inline vec load(const bf16* p) {
-    half_vec h;
-    std::memcpy(&h, p, sizeof h);
+[[gnu::always_inline]] inline vec from_bf16(half_vec h) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_maskz_slli_epi32(-1, _mm512_maskz_cvtepu16_epi32(-1, (__m256i)h), 16);
+#elif defined(__AVX2__)
+    return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)h), 16);
+#else
     return (vec)(__builtin_convertvector(h, uvec) << 16);
+#endif
 }
 
-inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
+[[gnu::always_inline]] inline vec load(const bf16* p) {
+    half_vec h;
+    std::memcpy(&h, p, sizeof h);
+    return from_bf16(h);
+}
+
+[[gnu::always_inline]] inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
 
 // To the nearest, ties to even; NaN stays NaN.
-inline half_vec to_bf16(vec v) {
+[[gnu::always_inline]] inline half_vec to_bf16(vec v) {
 #if defined(__AVX512BF16__)
     return (half_vec)_mm512_cvtneps_pbh((__m512)v);
 #else
@@ -57,15 +68,15 @@ inline half_vec to_bf16(vec v) {
 #endif
 }
 
-inline void store(bf16* p, vec v) {
+[[gnu::always_inline]] inline void store(bf16* p, vec v) {
     const half_vec h = to_bf16(v);
     std::memcpy(p, &h, sizeof h);
 }
 
 // What a later load would give back.
-inline vec as_stored(const float*, vec v) { return v; }
-inline vec as_stored(const bf16*, vec v) {
-    return (vec)(__builtin_convertvector(to_bf16(v), uvec) << 16);
+[[gnu::always_inline]] inline vec as_stored(const float*, vec v) { return v; }
+[[gnu::always_inline]] inline vec as_stored(const bf16*, vec v) {
+    return from_bf16(to_bf16(v));
 }
 
 // Which lanes of a vector hold channels. The last vector of a pixel may be short: its other lanes
@@ -76,24 +87,24 @@ struct Some {
 };
 
 template <class T>
-inline vec load(const T* p, All) {
+[[gnu::always_inline]] inline vec load(const T* p, All) {
     return load(p);
 }
 
 template <class T>
-inline vec load(const T* p, Some lanes) {
+[[gnu::always_inline]] inline vec load(const T* p, Some lanes) {
     T some[LANES] = {};
     std::memcpy(some, p, lanes.n * sizeof(T));
     return load(some);
 }
 
 template <class T>
-inline void store(T* p, vec v, All) {
+[[gnu::always_inline]] inline void store(T* p, vec v, All) {
     store(p, v);
 }
 
 template <class T>
-inline void store(T* p, vec v, Some lanes) {
+[[gnu::always_inline]] inline void store(T* p, vec v, Some lanes) {
     T some[LANES];
     store(some, v);
     std::memcpy(p, some, lanes.n * sizeof(T));
@@ -101,14 +112,14 @@ inline void store(T* p, vec v, Some lanes) {
 
 // f(first channel, lanes) for each vector of `channels`, up to `limit`.
 template <class F>
-inline void for_vectors(int64_t channels, int64_t limit, F&& f) {
+[[gnu::always_inline]] inline void for_vectors(int64_t channels, int64_t limit, F&& f) {
     const int64_t end = channels < limit ? channels : limit;
     int64_t i = 0;
     for (; i + LANES <= end; i += LANES) f(i, All{});
     if (i < end) f(i, Some{end - i});
 }
 
-inline vec reciprocal(vec x) {
+[[gnu::always_inline]] inline vec reciprocal(vec x) {
 #if defined(__AVX512F__)
     const vec guess = (vec)_mm512_maskz_rcp14_ps(-1, (__m512)x);  // GCC warns of the unmasked one
     return guess * (2.0f - x * guess);
@@ -117,23 +128,31 @@ inline vec reciprocal(vec x) {
 #endif
 }
 
-// e^x to about one unit in the last place, for x within +-87; beyond it stays at the ends.
-// 2^n times a polynomial on +-ln(2)/2 (Taylor's coefficients, the last ones trimmed for the range).
-inline vec exponential(vec x) {
-    x = x < -87.0f ? splat(-87.0f) : x;
-    x = x > 87.0f ? splat(87.0f) : x;
-    const vec shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the low bits are round(x/ln2)
+// 2^x to about two units in the last place, for x from -126 to 126; larger x count as 126. A whole
+// power of two times a polynomial on +-1/2, whose coefficients keep the largest relative error low.
+[[gnu::always_inline]] inline vec power_of_two(vec x) {
+#if defined(__AVX512F__)
+    x = (vec)_mm512_min_ps((__m512)splat(126.0f), (__m512)x);  // in this order NaN stays
+    const vec n = (vec)_mm512_maskz_roundscale_ps(-1, (__m512)x, 0);
+#else
+    x = x < -126.0f ? splat(-126.0f) : x;
+    x = x > 126.0f ? splat(126.0f) : x;
+    const vec shifted = x + 12582912.0f;  // 1.5 * 2^23: the low bits are round(x)
     const vec n = shifted - 12582912.0f;
-    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    vec p = 1.3981999e-3f + r * 1.9875691e-4f;
-    p = 8.3334519e-3f + r * p;
-    p = 4.1665796e-2f + r * p;
-    p = 1.6666665e-1f + r * p;
-    p = 0.5f + r * p;
-    p = 1.0f + r * (1.0f + r * p);
+#endif
+    const vec r = x - n;
+    vec p = 9.67554141e-3f + r * 1.32764721e-3f;
+    p = 5.55071327e-2f + r * p;
+    p = 2.40221197e-1f + r * p;
+    p = 6.93146967e-1f + r * p;
+    p = 1.0f + r * p;
+#if defined(__AVX512F__)
+    return (vec)_mm512_maskz_scalef_ps(-1, (__m512)p, (__m512)n);
+#else
     return p * (vec)(((ivec)shifted << 23) + 0x3f800000);
+#endif
 }
 
-inline vec sigmoid(vec x) { return reciprocal(1.0f + exponential(-x)); }
+[[gnu::always_inline]] inline vec sigmoid(vec x) { return reciprocal(1.0f + power_of_two(x * -1.44269504f)); }
 
 }  // namespace mbconv
