@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mbconv import kernels
-from mbconv.arch.spec import Activation, Block, Spec, Stage
+from mbconv.arch.block import Activation, Block, Conv
+from mbconv.arch.spec import Spec, Stage
 from mbconv.errors import UserError
 from mbconv.kernels import dispatch
 from mbconv.kernels.block import block as block_operator
