@@ -95,7 +95,7 @@ def export_state_dict(model: MBConvNet, target: str) -> OrderedDict[str, Tensor]
     library = get_library(target)
     network = library.networks[key]
     state = OrderedDict(KeyMap(library, network, model.spec).to_foreign(model.state_dict()))
-    if network.version is not None:
+    if network.version is not None:  # an attribute that only torch's own state dicts have
         state.__dict__["_metadata"] = {"": {"version": network.version}}
     return state
 
