@@ -15,7 +15,7 @@ from mbconv.nn.model import MBConvNet
 from mbconv.weights import keras
 from mbconv.weights.keymap import KeyMap
 from mbconv.weights.libraries import LIBRARIES, find_network, get_library, split_tag
-from mbconv.weights.libraries.network import Library, Network
+from mbconv.weights.libraries.network import Layout, Library, Network
 
 # Fields that change how a network is trained, made or called, but not what it computes.
 WITHOUT_EFFECT = (
@@ -71,15 +71,12 @@ def convert(
     fitting = _fitting(candidates, state_dict)
     if not fitting:
         raise UserError(_why_none_fits(state_dict, candidates))
-    distinct: dict[str, Candidate] = {}
-    for candidate in fitting:
-        distinct.setdefault(_function(candidate.spec), candidate)
-    chosen, *others = distinct.values()
-    if others:
+    if len(fitting) > 1:
         raise UserError(
-            f"These weights fit {_list([chosen, *others])}, which pad or normalise differently; "
+            f"These weights fit {_list(fitting)}, which pad or normalise differently; "
             "give the source and the name."
         )
+    chosen = fitting[0]
     model = _key_map(chosen, state_dict).to_own(state_dict)
     usual = model.preprocessing
     model.preprocessing = chosen.network.preprocessing(usual.resolution, usual.resize)
@@ -98,7 +95,7 @@ def export_state_dict(model: MBConvNet, target: str) -> OrderedDict[str, Tensor]
     library = get_library(target)
     network = library.networks[key]
     state = OrderedDict(KeyMap(library, network, model.spec).to_foreign(model.state_dict()))
-    if network.version is not None:
+    if network.version is not None:  # an attribute that only torch's own state dicts have
         state.__dict__["_metadata"] = {"": {"version": network.version}}
     return state
 
@@ -164,8 +161,13 @@ def _excess(candidate: Candidate, tensors: Mapping[str, Tensor]) -> int:
 
 
 def _fitting(candidates: list[Candidate], tensors: Mapping[str, Tensor]) -> list[Candidate]:
-    alike = (c for c in candidates if _excess(c, tensors) == 0)
-    return [c for c in alike if _key_map(c, tensors).misfit(tensors) is None]
+    """The candidates whose tensors these are, one for each function under each naming."""
+    distinct: dict[tuple[str, Layout], Candidate] = {}
+    for candidate in candidates:
+        if _excess(candidate, tensors) == 0:
+            kind = _function(candidate.spec), candidate.network.layout
+            distinct.setdefault(kind, candidate)
+    return [c for c in distinct.values() if _key_map(c, tensors).misfit(tensors) is None]
 
 
 def _nearest(candidates: list[Candidate], tensors: Mapping[str, Tensor]) -> Candidate:

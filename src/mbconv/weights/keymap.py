@@ -5,6 +5,7 @@ called the same on both sides. So one map serves both directions.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class KeyMap:
         self.spec = spec
         self.pointwise = library.pointwise
         self.names = network.layout(spec)
-        self.own = outline(spec).state_dict()
+        self.own = _shapes(spec)
         self.theirs = {key: self._rename(key) for key in self.own}
 
     def misfit(self, foreign: Mapping[str, Tensor]) -> str | None:
@@ -65,3 +66,9 @@ class KeyMap:
     def _complete(self, foreign: Mapping[str, Tensor]) -> dict[str, Tensor]:
         counters = [name for name in self.theirs.values() if name.endswith(COUNTER)]
         return {**{name: torch.tensor(0) for name in counters}, **foreign}
+
+
+@lru_cache(maxsize=16)
+def _shapes(spec: Spec) -> dict[str, Tensor]:
+    """Tensors without memory, in the shapes of the network's: asked for twice in a conversion."""
+    return outline(spec).state_dict()
