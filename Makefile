@@ -21,7 +21,7 @@ test: $(READY)  ## What must pass before every change; under 20 minutes on two c
 test-all: $(READY)  ## Everything, before a release
 	$(BIN)/python -m pytest -m "not keras"
 
-test-keras: $(READY) $(KERAS)/.ready  ## Keras files against Keras itself; about ten minutes
+test-keras: $(READY) $(KERAS)/.ready  ## Keras files against Keras itself; about 20 minutes
 	MBCONV_KERAS=$(CURDIR)/$(KERAS)/bin/python $(BIN)/python -m pytest -m keras
 
 $(KERAS)/.ready:
