@@ -11,6 +11,19 @@ from torch import Tensor, nn
 from mbconv.arch.spec import Spec
 from mbconv.weights.libraries import get_library
 
+SMALLEST = "mobilenetv3_small_075"  # of timm's that are used more than once
+State = dict[str, Tensor]
+
+
+def foreign(library: str, key: str) -> State:
+    """A state dict of the library's own network."""
+    return build_foreign(library, key).state_dict()
+
+
+def same(a: State, b: State) -> bool:
+    """Whether two state dicts have the same names and the same numbers."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
 
 def build_foreign(library: str, key: str, size: tuple[int, int] = (64, 64)) -> nn.Module:
     """The library's own network, in evaluation mode, with random weights for pictures of `size`."""

@@ -70,10 +70,8 @@ def create_model(
     elif isinstance(source, Spec):
         keeps_classes = changes.get("num_classes", source.num_classes) == source.num_classes
         source = _published(source.name, labels=keeps_classes)
-        if isinstance(model, str) and is_library_model(
-            model
-        ):  # which of several weights decides classes and resolution
-            base = source.spec
+        if isinstance(model, str) and is_library_model(model):
+            base = source.spec  # which of several weights decides classes and resolution
     spec = _changed(base, changes, output_stride)
     return (source if spec == source.spec else _carry_over(source, spec)).train()
 
