@@ -1,6 +1,6 @@
 // Depthwise convolution of act(norm(x)), with the statistics of what it writes.
 //
-// Order: sample and 32 channels > output row > four outputs > taps. Batch norm and activation are
+// Order: sample and 32 channels > output row > eight outputs > taps. Batch norm and activation are
 // applied to an input row once, when it enters a ring of `kernel` rows of floats; zeros around the
 // ring stand for the padding, so that no tap asks where it is. Each row of outputs is written and
 // summed (as differences from the task's first output) while it is in the first cache.
@@ -13,6 +13,8 @@
 
 namespace mbconv {
 namespace {
+
+constexpr int64_t STRIP = 8;  // outputs whose sums are held in registers together
 
 // Sums of (y - shift) and their squares, one sample and group.
 struct Sums {
@@ -42,17 +44,14 @@ void convolve_row(const float* const* rows, const float* weights, vec start, int
         for (auto& s : sum) s = start;
         for (int kh = 0; kh < K; ++kh) {
             const float* row = rows[kh] + o * S * LANES;
-            vec w[K];
+            vec v[COLUMNS];
+#pragma GCC unroll 32
+            for (int column = 0; column < COLUMNS; ++column) v[column] = load(row + column * LANES);
 #pragma GCC unroll 8
-            for (int kw = 0; kw < K; ++kw) w[kw] = load(weights + (kh * K + kw) * GROUP);
-#pragma GCC unroll 16
-            for (int column = 0; column < COLUMNS; ++column) {
-                const vec v = load(row + column * LANES);
+            for (int kw = 0; kw < K; ++kw) {
+                const vec w = load(weights + (kh * K + kw) * GROUP);
 #pragma GCC unroll 8
-                for (int s = 0; s < STRIP; ++s) {
-                    const int kw = column - s * S;
-                    if (kw >= 0 && kw < K) sum[s] += v * w[kw];
-                }
+                for (int s = 0; s < STRIP; ++s) sum[s] += v[s * S + kw] * w;
             }
         }
 #pragma GCC unroll 8

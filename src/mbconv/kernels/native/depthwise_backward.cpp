@@ -18,6 +18,8 @@
 namespace mbconv {
 namespace {
 
+constexpr int64_t STRIP = 4;  // pixels of each phase whose sums are held in registers together
+
 // The rows that belong to one input row.
 struct Rows {
     int64_t columns;

@@ -10,7 +10,6 @@
 namespace mbconv {
 
 constexpr int64_t GROUP = 32;
-constexpr int64_t STRIP = 4;  // outputs whose sums are held in registers together
 
 inline int64_t groups(int64_t c) { return (c + GROUP - 1) / GROUP; }
 inline int64_t rounded_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
