@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all check bench bench-kernels clean
 
-$(READY): pyproject.toml
+KERNELS := $(wildcard src/mbconv/kernels/native/*.cpp src/mbconv/kernels/native/*.h)
+
+$(READY): pyproject.toml setup.py $(KERNELS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
@@ -28,5 +30,10 @@ check: $(READY)  ## Style and types
 bench: $(READY)  ## Ours against timm, fine-tuning; about an hour and a quarter
 	$(BIN)/python benchmarks/finetune.py $(MBCONV_DATA)/clothing
 
+bench-kernels: $(READY)  ## Training steps against timm and ResNet-50, memory kept, each kernel
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/train_step.py --memory
+	$(BIN)/python benchmarks/kernels.py
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info src/mbconv/kernels/native/*.so
