@@ -1,6 +1,7 @@
 """Cost from the spec alone against the module: counted parameters, traced MACs, kept tensors."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from mbconv import kernels
 from mbconv.arch.cost import cost
 from mbconv.arch.spec import Block, Spec, Stage
 from mbconv.arch.zoo import get_spec
@@ -45,6 +47,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "concat pooling": {"pooling": "concat", "gate": "se", "activation": "relu"},
     "stem at stride 1": {"stem_stride": 1, "padding": "same", "in_channels": 1},
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def plain_modules() -> Iterator[None]:
+    """What `saved_bytes` describes; the fused operators keep less."""
+    before = kernels.status()
+    kernels.use("plain")
+    yield
+    kernels.use(before["mode"], memory=before["memory"])
 
 
 def kept_bytes(model: nn.Module, pictures: Tensor) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mbconv.errors import UserError
 from mbconv.kernels import native, reference
 
-Mode = Literal["auto", "native", "reference"]
+Mode = Literal["auto", "native", "reference", "plain"]
 Memory = Literal["normal", "lean"]
 
 
@@ -30,8 +30,10 @@ def use(mode: Mode, *, memory: Memory = "normal") -> None:
     `auto`: native kernels for float32 and bfloat16 on a CPU they are compiled for, the plain
     modules everywhere else. `native`: the same, but UserError where there are none. `reference`:
     the operators in plain torch on any device, which keep as little for backward as the native
-    ones and are no faster than plain modules. `memory="lean"` also drops the expanded map and
-    recomputes it from the block's input: less is kept, one 1x1 convolution more is computed.
+    ones and are no faster than plain modules. `plain`: no fused operators.
+
+    `memory="lean"` also drops the expanded map and recomputes it from the block's input: less is
+    kept, one 1x1 convolution more is computed.
     """
     for value, known in ((mode, Mode), (memory, Memory)):
         if value not in get_args(known):
@@ -49,6 +51,8 @@ def memory() -> Memory:
 
 def applies(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether a fused operator is to be used for maps like x stored as `dtype`."""
+    if _choice.mode == "plain":
+        return False
     return _choice.mode == "reference" or _native_for(x, dtype)
 
 
