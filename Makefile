@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 KERAS := .venv-keras
 
-.PHONY: demo test test-all test-keras check bench clean
+.PHONY: demo test test-all test-keras check bench bench-kernels clean
 
-$(READY): pyproject.toml
+KERNELS := $(wildcard src/mbconv/kernels/native/*.cpp src/mbconv/kernels/native/*.h)
+
+$(READY): pyproject.toml setup.py $(KERNELS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
@@ -37,5 +39,10 @@ check: $(READY)  ## Style and types
 bench: $(READY)  ## Ours against timm, fine-tuning; about an hour and a quarter
 	$(BIN)/python benchmarks/finetune.py $(MBCONV_DATA)/clothing
 
+bench-kernels: $(READY)  ## Training steps against timm and ResNet-50, memory kept, each kernel
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/train_step.py --memory
+	$(BIN)/python benchmarks/kernels.py
+
 clean:
-	rm -rf $(VENV) $(KERAS) build dist *.egg-info
+	rm -rf $(VENV) $(KERAS) build dist *.egg-info src/mbconv/kernels/native/*.so

@@ -45,9 +45,12 @@ def operators(call: Callable[[], object]) -> set[str]:
 
 
 def plain(call: Callable[[], Any]) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "applies", lambda x, dtype: False)
+    before = copy.copy(dispatch._choice)
+    kernels.use("plain")
+    try:
         return call()
+    finally:
+        kernels.use(before.mode, memory=before.memory)
 
 
 def learn(module: nn.Module, x: Tensor, *, amp: bool = False) -> Grads:
@@ -413,7 +416,7 @@ def test_operators_keep_torchs_rules(dtype: torch.dtype) -> None:
 
 
 def test_a_wrong_choice_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="'fast' is none of auto, native, reference"):
+    with pytest.raises(UserError, match="'fast' is none of auto, native, reference, plain"):
         kernels.use("fast")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="none of normal, lean"):
         kernels.use("auto", memory="small")  # type: ignore[arg-type]

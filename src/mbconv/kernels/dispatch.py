@@ -30,9 +30,10 @@ def use(mode: Mode, *, memory: Memory = "normal") -> None:
     `auto`: native kernels for float32 and bfloat16 on a CPU they are compiled for, the plain
     modules everywhere else. `native`: the same, but UserError where there are none. `reference`:
     the operators in plain torch on any device, which keep as little for backward as the native
-    ones and are no faster than plain modules. `plain`: the modules, everywhere. `memory="lean"`
-    also drops the expanded map and recomputes it from the block's input: less is kept, one 1x1
-    convolution more is computed.
+    ones and are no faster than plain modules. `plain`: no fused operators.
+
+    `memory="lean"` also drops the expanded map and recomputes it from the block's input: less is
+    kept, one 1x1 convolution more is computed.
     """
     for value, known in ((mode, Mode), (memory, Memory)):
         if value not in get_args(known):
@@ -50,9 +51,9 @@ def memory() -> Memory:
 
 def applies(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether a fused operator is to be used for maps like x stored as `dtype`."""
-    if _choice.mode in ("reference", "plain"):
-        return _choice.mode == "reference"
-    return _native_for(x, dtype)
+    if _choice.mode == "plain":
+        return False
+    return _choice.mode == "reference" or _native_for(x, dtype)
 
 
 def backend(x: Tensor) -> ModuleType:

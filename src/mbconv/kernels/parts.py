@@ -44,7 +44,8 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 def product_backward(grad: Tensor, weight: Tensor, addend: Tensor | None = None) -> Tensor:
     """Gradient at the input of a 1x1 convolution, plus `addend` of the same shape."""
-    rows, matrix = grad.flatten(0, 2), weight.flatten(1).to(grad.dtype)
+    # Lying by columns the weight is 6% faster here (oneDNN, bfloat16, B0's shapes).
+    rows, matrix = grad.flatten(0, 2), weight.flatten(1).to(grad.dtype).t().contiguous().t()
     if addend is None:
         return torch.mm(rows, matrix).view(*grad.shape[:3], -1)
     return torch.addmm(addend.flatten(0, 2), rows, matrix).view(addend.shape)
@@ -52,8 +53,11 @@ def product_backward(grad: Tensor, weight: Tensor, addend: Tensor | None = None)
 
 def weight_grad(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Gradient at the weight of a 1x1 convolution, in the weight's format."""
-    dw = torch.mm(grad.flatten(0, 2).t(), x.flatten(0, 2))
-    return dw.view(weight.shape).to(weight.dtype)
+    g, rows = grad.flatten(0, 2), x.flatten(0, 2)
+    # The library copies the operand that it transposes: let it be the narrow one.
+    wide = g.shape[1] > rows.shape[1]
+    dw = torch.mm(rows.t(), g).t() if wide else torch.mm(g.t(), rows)
+    return dw.to(weight.dtype).reshape(weight.shape).contiguous()
 
 
 class Gate:

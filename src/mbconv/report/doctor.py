@@ -24,6 +24,8 @@ def _training(kernels: dict[str, Any]) -> str:
     mode, chosen = kernels["mode"], kernels["instruction_set"]
     if mode == "reference":
         return "fused operators in plain torch, as chosen: little memory, no gain in speed"
+    if mode == "plain":
+        return "plain modules, as chosen"
     if chosen is None:
         return "plain modules: on this processor a step takes several times as long as it could"
     lean = "; the expanded map is recomputed (lean)" if kernels["memory"] == "lean" else ""

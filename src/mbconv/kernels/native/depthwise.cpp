@@ -1,6 +1,6 @@
 // Depthwise convolution of act(norm(x)), with the statistics of what it writes.
 //
-// Order: sample and 32 channels > output row > four outputs > taps. Batch norm and activation are
+// Order: sample and 32 channels > output row > eight outputs > taps. Batch norm and activation are
 // applied to an input row once, when it enters a ring of `kernel` rows of floats; zeros around the
 // ring stand for the padding, so that no tap asks where it is. Each row of outputs is written and
 // summed (as differences from the task's first output) while it is in the first cache.
@@ -14,6 +14,8 @@
 namespace mbconv {
 namespace {
 
+constexpr int64_t STRIP = 8;  // outputs whose sums are held in registers together
+
 // Sums of (y - shift) and their squares, one sample and group.
 struct Sums {
     float shift[GROUP], sum[GROUP], square[GROUP];
@@ -21,12 +23,13 @@ struct Sums {
 
 template <class Act, class T>
 void activate_row(const T* x, int64_t width, int64_t c, int64_t channels, const Norm& norm,
-                  float* row) {
+                  int64_t columns, float* row) {
     for_lanes(channels, [&](int64_t lane, auto lanes) {
         const NormVec n(norm, lane, lanes);
+        float* const own = row + part(lane, columns);
         for (int64_t i = 0; i < width; ++i) {
             if (lane == 0) __builtin_prefetch(x + (i + width) * c);
-            store(row + i * GROUP + lane,
+            store(own + i * LANES,
                   Act::value(n.affine(n.centred(load(x + i * c + lane, lanes)))));
         }
     });
@@ -40,39 +43,37 @@ void convolve_row(const float* const* rows, const float* weights, vec start, int
         vec sum[STRIP];
         for (auto& s : sum) s = start;
         for (int kh = 0; kh < K; ++kh) {
-            const float* row = rows[kh] + o * S * GROUP;
-            vec w[K];
+            const float* row = rows[kh] + o * S * LANES;
+            vec v[COLUMNS];
+#pragma GCC unroll 32
+            for (int column = 0; column < COLUMNS; ++column) v[column] = load(row + column * LANES);
 #pragma GCC unroll 8
-            for (int kw = 0; kw < K; ++kw) w[kw] = load(weights + (kh * K + kw) * GROUP);
-#pragma GCC unroll 16
-            for (int column = 0; column < COLUMNS; ++column) {
-                const vec v = load(row + column * GROUP);
+            for (int kw = 0; kw < K; ++kw) {
+                const vec w = load(weights + (kh * K + kw) * GROUP);
 #pragma GCC unroll 8
-                for (int s = 0; s < STRIP; ++s) {
-                    const int kw = column - s * S;
-                    if (kw >= 0 && kw < K) sum[s] += v * w[kw];
-                }
+                for (int s = 0; s < STRIP; ++s) sum[s] += v[s * S + kw] * w;
             }
         }
 #pragma GCC unroll 8
-        for (int s = 0; s < STRIP; ++s) store(out + (o + s) * GROUP, sum[s]);
+        for (int s = 0; s < STRIP; ++s) store(out + (o + s) * LANES, sum[s]);
     }
 }
 
 template <class T>
-void store_row(const float* row, int64_t width, int64_t c, int64_t channels, bool first, Sums* sums,
-               T* y) {
+void store_row(const float* row, int64_t width, int64_t c, int64_t channels, int64_t columns,
+               bool first, Sums* sums, T* y) {
     for_lanes(channels, [&](int64_t lane, auto lanes) {
+        const float* const own = row + part(lane, columns);
         if (!sums) {
             for (int64_t i = 0; i < width; ++i)
-                store(y + i * c + lane, load(row + i * GROUP + lane), lanes);
+                store(y + i * c + lane, load(own + i * LANES), lanes);
             return;
         }
-        if (first) store(sums->shift + lane, as_stored(y, load(row + lane)));
+        if (first) store(sums->shift + lane, as_stored(y, load(own)));
         const vec shift = load(sums->shift + lane);
         vec s{}, q{};
         for (int64_t i = 0; i < width; ++i) {
-            const vec v = load(row + i * GROUP + lane);
+            const vec v = load(own + i * LANES);
             store(y + i * c + lane, v, lanes);
             const vec d = as_stored(y, v) - shift;
             s += d;
@@ -90,14 +91,14 @@ int64_t columns(const Depthwise& d) {
 }
 
 template <class T>
-using Activate = void (*)(const T*, int64_t, int64_t, int64_t, const Norm&, float*);
+using Activate = void (*)(const T*, int64_t, int64_t, int64_t, const Norm&, int64_t, float*);
 
 template <int K, int S, class T>
 void sweep(const T* x, const Depthwise& d, int64_t sample, int64_t group, const float* norm,
            Activate<T> activate, const float* weight, const float* bias, float* scratch, Sums* sums,
            T* y) {
     const int64_t begin = group * GROUP, channels = d.c - begin;
-    const int64_t outputs = rounded_up(d.ow, STRIP), row_size = columns(d) * GROUP;
+    const int64_t outputs = rounded_up(d.ow, STRIP), width = columns(d), row_size = width * GROUP;
     float* const zeros = scratch + K * row_size;
     float* const out = zeros + row_size;
     float* const weights = out + outputs * GROUP;
@@ -108,23 +109,23 @@ void sweep(const T* x, const Depthwise& d, int64_t sample, int64_t group, const 
     for (int64_t oh = 0; oh < d.oh; ++oh) {
         const int64_t top = oh * S - d.top;
         for (; loaded < d.h && loaded < top + K; ++loaded) {
-            float* row = scratch + loaded % K * row_size + d.left * GROUP;
+            float* row = scratch + loaded % K * row_size + d.left * LANES;
             const T* source = plane + loaded * d.w * d.c;
             if (norm)
-                activate(source, d.w, d.c, channels, Norm(norm, d.c, begin), row);
+                activate(source, d.w, d.c, channels, Norm(norm, d.c, begin), width, row);
             else
-                load_row(source, d.w, d.c, channels, row);
+                load_row(source, d.w, d.c, channels, width, row);
         }
         for_lanes(channels, [&](int64_t lane, auto lanes) {
             const float* rows[K];
             for (int64_t kh = 0; kh < K; ++kh) {
                 const bool inside = top + kh >= 0 && top + kh < d.h;
-                rows[kh] = (inside ? scratch + (top + kh) % K * row_size : zeros) + lane;
+                rows[kh] = (inside ? scratch + (top + kh) % K * row_size : zeros) + part(lane, width);
             }
             const vec start = bias ? load(bias + begin + lane, lanes) : vec{};
-            convolve_row<K, S>(rows, weights + lane, start, d.ow, out + lane);
+            convolve_row<K, S>(rows, weights + lane, start, d.ow, out + part(lane, outputs));
         });
-        store_row(out, d.ow, d.c, channels, oh == 0, sums, target + oh * d.ow * d.c);
+        store_row(out, d.ow, d.c, channels, outputs, oh == 0, sums, target + oh * d.ow * d.c);
     }
 }
 

@@ -18,17 +18,21 @@
 namespace mbconv {
 namespace {
 
-// The rows of one input row, [columns][GROUP] each, `start` columns in front of the first pixel.
+constexpr int64_t STRIP = 4;  // pixels of each phase whose sums are held in registers together
+
+// The rows that belong to one input row.
 struct Rows {
+    int64_t columns;
     float *value, *slope, *centred, *sum;
 };
 
 template <class Act, class T>
 void prepare_row(const T* x, int64_t width, int64_t c, int64_t channels, const Norm* norm, Rows r) {
     for_lanes(channels, [&](int64_t lane, auto lanes) {
+        const int64_t own = part(lane, r.columns);
         if (!norm) {
             for (int64_t i = 0; i < width; ++i)
-                store(r.value + i * GROUP + lane, load(x + i * c + lane, lanes));
+                store(r.value + own + i * LANES, load(x + i * c + lane, lanes));
             return;
         }
         const NormVec n(*norm, lane, lanes);
@@ -36,9 +40,9 @@ void prepare_row(const T* x, int64_t width, int64_t c, int64_t channels, const N
             if (lane == 0) __builtin_prefetch(x + (i + width) * c);
             const vec centred = n.centred(load(x + i * c + lane, lanes));
             const Both act = Act::both(n.affine(centred));
-            store(r.value + i * GROUP + lane, act.value);
-            store(r.slope + i * GROUP + lane, act.slope);
-            store(r.centred + i * GROUP + lane, centred);
+            store(r.value + own + i * LANES, act.value);
+            store(r.slope + own + i * LANES, act.slope);
+            store(r.centred + own + i * LANES, centred);
         }
     });
 }
@@ -52,13 +56,13 @@ void strip(const float* const* grads, int64_t first_row, const float* weights, c
 #pragma GCC unroll 16
     for (int i = 0; i < STRIP * S; ++i) {
         sum[i] = vec{};
-        a[i] = load(value + (at * S + i) * GROUP);
+        a[i] = load(value + (at * S + i) * LANES);
     }
     for (int64_t kh = first_row; kh < K; kh += S) {
         if (!grads[kh]) continue;
         vec g[LOADED];
 #pragma GCC unroll 16
-        for (int i = 0; i < LOADED; ++i) g[i] = load(grads[kh] + (at + i) * GROUP);
+        for (int i = 0; i < LOADED; ++i) g[i] = load(grads[kh] + (at + i) * LANES);
 #pragma GCC unroll 8
         for (int kw = 0; kw < K; ++kw) {
             const vec w = load(weights + (kh * K + kw) * GROUP);
@@ -74,21 +78,22 @@ void strip(const float* const* grads, int64_t first_row, const float* weights, c
         }
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < STRIP * S; ++i) store(out + (at * S + i) * GROUP, sum[i]);
+    for (int i = 0; i < STRIP * S; ++i) store(out + (at * S + i) * LANES, sum[i]);
 }
 
 template <class T>
 void finish_row(Rows r, int64_t width, int64_t c, int64_t channels, const Norm* norm, float* sums,
                 T* dz) {
     for_lanes(channels, [&](int64_t lane, auto lanes) {
+        const int64_t own = part(lane, r.columns);
         if (!norm) {
             for (int64_t i = 0; i < width; ++i)
-                store(dz + i * c + lane, load(r.sum + i * GROUP + lane), lanes);
+                store(dz + i * c + lane, load(r.sum + own + i * LANES), lanes);
             return;
         }
         vec s0{}, s1{};
         for (int64_t i = 0; i < width; ++i) {
-            const int64_t at = i * GROUP + lane;
+            const int64_t at = own + i * LANES;
             const vec v = load(r.sum + at) * load(r.slope + at);
             s0 += v;
             s1 += v * load(r.centred + at);
@@ -124,12 +129,14 @@ void sweep(const T* x, const T* grad, const Depthwise& d, int64_t sample, int64_
            const float* norm_rows, Prepare<T> prepare, const float* weight, float* scratch,
            float* dw, float* sums, T* dz) {
     const Layout size(d);
-    const int64_t begin = group * GROUP, channels = d.c - begin, margin = size.start * GROUP;
+    const int64_t begin = group * GROUP, channels = d.c - begin, margin = size.start * LANES;
     float* const base = scratch + 4 * size.row;
     float* const weights = base + K * size.grad_row;
     float* const row_dw = weights + size.weights;
-    const Rows whole{scratch, scratch + size.row, scratch + 2 * size.row, scratch + 3 * size.row};
-    const Rows pixels{whole.value + margin, whole.slope + margin, whole.centred + margin,
+    const int64_t columns = size.row / GROUP, grad_columns = size.grad_row / GROUP;
+    const Rows whole{columns, scratch, scratch + size.row, scratch + 2 * size.row,
+                     scratch + 3 * size.row};
+    const Rows pixels{columns, whole.value + margin, whole.slope + margin, whole.centred + margin,
                       whole.sum + margin};
     const Norm norm(norm_rows, d.c, begin);
     load_weights(weight + begin * K * K, K * K, channels, weights);
@@ -139,8 +146,8 @@ void sweep(const T* x, const T* grad, const Depthwise& d, int64_t sample, int64_
     for (int64_t ih = 0; ih < d.h; ++ih) {
         const int64_t reach = ih + d.top;  // tap row kh of output row (reach - kh) / S
         for (; loaded < d.oh && loaded <= reach / S; ++loaded)
-            load_row(grads + loaded * d.ow * d.c, d.ow, d.c, channels,
-                     base + loaded % K * size.grad_row + size.grad_margin * GROUP);
+            load_row(grads + loaded * d.ow * d.c, d.ow, d.c, channels, grad_columns,
+                     base + loaded % K * size.grad_row + size.grad_margin * LANES);
         prepare(x + in + ih * d.w * d.c, d.w, d.c, channels, norm_rows ? &norm : nullptr, pixels);
         std::memset(row_dw, 0, size.weights * sizeof(float));
         for_lanes(channels, [&](int64_t lane, auto) {
@@ -148,15 +155,17 @@ void sweep(const T* x, const T* grad, const Depthwise& d, int64_t sample, int64_
             for (int64_t kh = reach % S; kh < K; kh += S) {
                 const int64_t oh = (reach - kh) / S;
                 if (reach >= kh && oh < d.oh)
-                    rows[kh] = base + oh % K * size.grad_row + d.left / S * GROUP + lane;
+                    rows[kh] = base + oh % K * size.grad_row + part(lane, grad_columns) +
+                               d.left / S * LANES;
             }
             for (int64_t i = 0; i < size.strips; ++i)
-                strip<K, S>(rows, reach % S, weights + lane, whole.value + lane, i * STRIP,
-                            row_dw + lane, whole.sum + lane);
+                strip<K, S>(rows, reach % S, weights + lane, whole.value + part(lane, columns),
+                            i * STRIP, row_dw + lane, whole.sum + part(lane, columns));
         });
         for (int64_t i = 0; i < size.weights; i += LANES)
             store(dw + i, load(dw + i) + load(row_dw + i));
-        finish_row(pixels, d.w, d.c, channels, norm_rows ? &norm : nullptr, sums, dz + in + ih * d.w * d.c);
+        finish_row(pixels, d.w, d.c, channels, norm_rows ? &norm : nullptr, sums,
+                   dz + in + ih * d.w * d.c);
     }
 }
 

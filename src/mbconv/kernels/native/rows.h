@@ -1,5 +1,6 @@
 // What both depthwise sweeps share: a task is one sample and GROUP channels, one cache line of
-// bf16, and works on rows of floats, [columns][GROUP], that stay in the first two caches.
+// bf16, and works on rows of floats that stay in the first two caches: [vectors][columns][LANES], so
+// that what one vector of channels needs lies together.
 #pragma once
 
 #include "activation.h"
@@ -9,7 +10,6 @@
 namespace mbconv {
 
 constexpr int64_t GROUP = 32;
-constexpr int64_t STRIP = 4;  // outputs whose sums are held in registers together
 
 inline int64_t groups(int64_t c) { return (c + GROUP - 1) / GROUP; }
 inline int64_t rounded_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
@@ -20,13 +20,18 @@ inline void for_lanes(int64_t channels, F&& f) {
     for_vectors(channels, GROUP, f);
 }
 
+// Where a row holds the vector that starts at channel `lane` of the group.
+inline int64_t part(int64_t lane, int64_t columns) { return lane * columns; }
+
 // One row of a map, as floats. The next row is fetched meanwhile: neighbours in a row are C apart.
 template <class T>
-inline void load_row(const T* x, int64_t width, int64_t c, int64_t channels, float* row) {
+inline void load_row(const T* x, int64_t width, int64_t c, int64_t channels, int64_t columns,
+                     float* row) {
     for_lanes(channels, [&](int64_t lane, auto lanes) {
+        float* const own = row + part(lane, columns);
         for (int64_t i = 0; i < width; ++i) {
             if (lane == 0) __builtin_prefetch(x + (i + width) * c);
-            store(row + i * GROUP + lane, load(x + i * c + lane, lanes));
+            store(own + i * LANES, load(x + i * c + lane, lanes));
         }
     });
 }
