@@ -1,0 +1,112 @@
+"""`mbconv train`, `eval` and `predict`: from a folder of pictures to answers."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from mbconv.cli.base import Duration, main, offline
+
+
+@main.command()
+@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.option("--model", default="efficientnet_lite0", show_default=True, metavar="MODEL")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/<DATA>]")
+@click.option("--epochs", type=click.IntRange(min=1), help="Default: by the number of pictures.")
+@click.option("--budget", type=Duration(), help="Finish within 90s, 5m, 1.5h.")
+@click.option("--resolution", type=click.IntRange(min=32), help="Side of the picture, in pixels.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--flip/--no-flip", default=True, help="Mirror pictures; not for digits or text.")
+@click.option("--config", type=click.Path(path_type=Path), help="Train as this config.json says.")
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
+@offline
+def train(data: Path | None, resume: Path | None, **options: Any) -> None:
+    """Train on a folder of pictures: DATA/<class>/*, or DATA/{train,val,test}/<class>/*.
+
+    Audits the pictures, fine-tunes, scores on held-out pictures, writes a report.
+    """
+    if (data is None) == (resume is None):
+        raise click.UsageError("Give a folder of pictures, or --resume and a run folder.")
+    started = time.perf_counter()  # the budget counts from here, and importing torch takes a while
+    from mbconv.training import run
+    from mbconv.training.folder import read_config
+
+    if resume is not None:
+        _refuse_beside("--resume", "the run's own config decides")
+        done = run.resume(resume)
+    else:
+        assert data is not None
+        out, config, model = options.pop("out"), options.pop("config"), options.pop("model")
+        if config is not None:
+            _refuse_beside("--config", "the config decides", but=("data", "out"))
+            model = read_config(config)["model"]
+        done = run.train(
+            model, data, out or _free_folder(data), config=config, started=started, **options
+        )
+    click.echo(f"predict: mbconv predict {done.path} PICTURE...")
+
+
+@main.command(name="eval")
+@click.argument("model")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--split", help="Which split of DATA. [default: test, else val, else all]")
+@click.option("--json", "as_json", is_flag=True, help="The record as JSON.")
+@offline
+def evaluate(model: str, data: Path, split: str | None, as_json: bool) -> None:
+    """Measure MODEL on labelled pictures: accuracy with its interval, per class, confusion."""
+    from mbconv.measure.accuracy import evaluate
+    from mbconv.report.evaluation import print_evaluation
+
+    record = evaluate(model, data, split=split)
+    if as_json:
+        click.echo(json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        print_evaluation(record)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("paths", nargs=-1, required=True)
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "jsonl", "csv"]), default="table",
+    show_default=True,
+)  # fmt: skip
+@offline
+def predict(
+    model: str, paths: tuple[str, ...], top: int, form: Literal["table", "jsonl", "csv"]
+) -> None:
+    """Name what is in pictures: files, folders, globs, or - for paths on standard input."""
+    from mbconv.report.predictions import write_predictions
+    from mbconv.runtime.pictures import find_pictures
+    from mbconv.runtime.predictor import Predictor
+    from mbconv.weights.model import load
+
+    pictures = find_pictures(paths, sys.stdin)
+    width = max(len(str(path)) for path in pictures)
+    predictions = Predictor(load(model)).predict(pictures, top_k=top)
+    if write_predictions(predictions, sys.stdout, format=form, top_k=top, width=width):
+        sys.exit(1)
+
+
+def _refuse_beside(flag: str, why: str, but: tuple[str, ...] = ()) -> None:
+    """Flags that would be ignored are a mistake to tell."""
+    context = click.get_current_context()
+    for name, value in context.params.items():
+        source = context.get_parameter_source(name)
+        given = source is click.core.ParameterSource.COMMANDLINE and value is not None
+        if given and name not in (flag.strip("-"), *but):
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} has no effect beside {flag}: {why}."
+            )
+
+
+def _free_folder(data: Path) -> Path:
+    """runs/<name of the data>, with a number behind it where that is taken."""
+    name = data.resolve().name
+    numbers = (f"runs/{name}" if n == 1 else f"runs/{name}-{n}" for n in range(1, 10_000))
+    return next(path for path in map(Path, numbers) if not path.exists())
