@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mbconv import kernels
-from mbconv.arch.block import Activation, Block, Conv
+from mbconv.arch.block import Activation, Block, Conv, Sigmoid
 from mbconv.arch.spec import Spec, Stage
 from mbconv.errors import UserError
 from mbconv.kernels import dispatch
@@ -103,6 +103,8 @@ def blocks(draw: st.DrawFn) -> tuple[MBConvBlock, Tensor]:
         expand=draw(st.sampled_from((1, 2, 6))),
         activation=draw(st.sampled_from(FUSED_ACTS)),
         gate=draw(st.sampled_from((None, "se"))),
+        gate_activation=draw(st.sampled_from((None, "relu"))),
+        gate_sigmoid=draw(st.sampled_from(get_args(Sigmoid))),
         shortcut=draw(st.sampled_from((None, "identity"))),
     )
     module = narrow(block, channels, padding=draw(st.sampled_from(("same", "symmetric"))))
@@ -123,7 +125,9 @@ def test_a_block_learns_as_its_plain_modules_do(
     exact = plain(lambda: learn(copy.deepcopy(module).double(), x.double()))
     kernels.use("reference", memory=memory)
     wide = errors(learn(copy.deepcopy(module).double(), x.double()), exact)
-    assert max(wide.values()) < 1e-9, wide
+    hard = any(isinstance(part, nn.Hardsigmoid) for part in module.modules())
+    # Torch's own backward of the hard sigmoid has its sixth in float32, whatever the format.
+    assert max(wide.values()) < (1e-7 if hard else 1e-9), wide
     kernels.use("auto", memory=memory)
     found = errors(learn(module, x), exact)
     own = plain(lambda: errors(learn(module, x), exact))  # large where the case is ill-conditioned
@@ -381,7 +385,20 @@ def block_arguments(dtype: torch.dtype, *, gate: bool, frozen: bool, lean: bool)
     running = torch.rand(2, 15).to(dtype) + 0.5 if frozen else None
     squeeze = [torch.randn(s, dtype=dtype, requires_grad=True) if gate else None for s in gates]
     keep = torch.tensor([2.0, 0.5]).to(dtype)
-    return [*tensors, running, *squeeze, keep, "silu", [3, 1, 1, 1], 1e-3, True, lean]
+    sigmoid = "hard_sigmoid" if frozen else "sigmoid"
+    return [
+        *tensors,
+        running,
+        *squeeze,
+        keep,
+        "silu",
+        "relu6",
+        sigmoid,
+        [3, 1, 1, 1],
+        1e-3,
+        True,
+        lean,
+    ]
 
 
 @pytest.mark.parametrize("gate", [False, True])

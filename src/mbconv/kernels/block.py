@@ -41,6 +41,8 @@ def block(
     gate_expand_bias: Tensor | None,
     keep: Tensor | None,
     act: str,
+    gate_act: str,
+    gate_sigmoid: str,
     geometry: list[int],
     eps: float,
     residual: bool,
@@ -51,7 +53,8 @@ def block(
     x [N, C, H, W], expand [E, C, 1, 1] or None, depthwise [E, 1, k, k], project [C', E, 1, 1];
     affine [2, sum of widths]: gamma and beta of the norms in order. `running` of that shape holds
     means and variances that are constants; without it the batch's are taken. The gate is
-    squeeze-and-excitation or, with four times None, there is none. `keep` [N] multiplies the
+    squeeze-and-excitation with the activation `gate_act` inside and `gate_sigmoid` (sigmoid or
+    hard_sigmoid) at its end; with four times None there is none. `keep` [N] multiplies the
     branch (drop-path). geometry: kernel, stride, rows of zeros above, columns left.
 
     Returns y [N, C', H', W'], and without gradient: e, d, p ([N, H, W, channels]), the batch's
@@ -72,7 +75,7 @@ def block(
     scale = pooled = None
     if gate:
         pooled = k.pool(d, second, act)
-        scale = Gate(pooled, act, gate).scale
+        scale = Gate(pooled, gate_act, gate_sigmoid, gate).scale
     p = product(k.normalise(d, second, act, scale), project)
     third = norms.next(lambda: k.moments(p))
     factor = None if keep is None else per_channel(keep, p)
@@ -106,6 +109,8 @@ def block_backward(
     p: Tensor,
     pooled: Tensor,
     act: str,
+    gate_act: str,
+    gate_sigmoid: str,
     geometry: list[int],
     eps: float,
     residual: bool,
@@ -122,7 +127,7 @@ def block_backward(
     first = None if expand is None else norms.next(lambda: None)
     second, third = norms.next(lambda: None), norms.next(lambda: None)
     gate = present(gate_reduce, gate_reduce_bias, gate_expand, gate_expand_bias)
-    squeeze = Gate(pooled, act, gate) if gate else None
+    squeeze = Gate(pooled, gate_act, gate_sigmoid, gate) if gate else None
 
     dp, project_sums = _norm_backward(k, p, g, third, frozen, keep)
     db = product_backward(dp, project)
@@ -195,7 +200,8 @@ def _empty_map(x: Tensor, height: int, width: int, channels: int) -> Tensor:
 
 @block.register_fake
 def _(x, expand, depthwise, project, affine, running, gate_reduce, gate_reduce_bias,  # type: ignore[no-untyped-def]
-      gate_expand, gate_expand_bias, keep, act, geometry, eps, residual, lean):  # fmt: skip
+      gate_expand, gate_expand_bias, keep, act, gate_act, gate_sigmoid, geometry, eps, residual,
+      lean):  # fmt: skip
     (height, width), middle, out = x.shape[2:], depthwise.shape[0], project.shape[0]
     size = Geometry(*geometry).output(height, width)
     vectors = affine.shape if running is None else (0,)
@@ -212,8 +218,8 @@ def _(x, expand, depthwise, project, affine, running, gate_reduce, gate_reduce_b
 
 @block_backward.register_fake
 def _(grad, x, expand, depthwise, project, affine, statistics, gate_reduce, gate_reduce_bias,  # type: ignore[no-untyped-def]
-      gate_expand, gate_expand_bias, keep, e, d, p, pooled, act, geometry, eps, residual,
-      frozen, need_dx):  # fmt: skip
+      gate_expand, gate_expand_bias, keep, e, d, p, pooled, act, gate_act, gate_sigmoid,
+      geometry, eps, residual, frozen, need_dx):  # fmt: skip
     def like(weight: Tensor | None) -> Tensor:
         return nothing(x) if weight is None else weight.new_empty(weight.shape)
 
@@ -227,7 +233,7 @@ def _(grad, x, expand, depthwise, project, affine, statistics, gate_reduce, gate
 
 def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
     (x, expand, depthwise, project, affine, running, *gate_keep) = inputs[:11]
-    ctx.act, ctx.geometry, ctx.eps, ctx.residual, _ = inputs[11:]
+    *ctx.numbers, _ = inputs[11:]  # as block_backward takes them: act to residual
     _, e, d, p, taken, pooled = output
     ctx.mark_non_differentiable(e, d, p, taken, pooled)
     ctx.set_materialize_grads(False)
@@ -243,9 +249,8 @@ def _grad(ctx, grad, *_):  # type: ignore[no-untyped-def]
     if grad is None:
         return (None,) * len(needs)
     dx, dexpand, ddepthwise, dproject, daffine, *dgate = block_backward(
-        grad, *ctx.saved_tensors, ctx.act, ctx.geometry, ctx.eps, ctx.residual, ctx.frozen,
-        needs[0],
-    )  # fmt: skip
+        grad, *ctx.saved_tensors, *ctx.numbers, ctx.frozen, needs[0]
+    )
     grads = (dx, dexpand, ddepthwise, dproject, daffine, None, *dgate, None)
     given = (g if need else None for g, need in zip(grads, needs, strict=False))
     return *given, *[None] * (len(needs) - len(grads))

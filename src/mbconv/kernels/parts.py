@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mbconv.kernels.norm import pack, wide
@@ -63,7 +64,7 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 class Gate:
     """Squeeze-and-excitation from the pooled means [N, C]: its scale, and the way back."""
 
-    def __init__(self, pooled: Tensor, act: str, parameters: list[Tensor]) -> None:
+    def __init__(self, pooled: Tensor, act: str, sigmoid: str, parameters: list[Tensor]) -> None:
         self.pooled, self.act, self.parameters = pooled, act, parameters
         reduce, reduce_bias, expand, expand_bias = (
             p.to(pooled.dtype).flatten(1) if p.ndim > 1 else p.to(pooled.dtype) for p in parameters
@@ -71,11 +72,16 @@ class Gate:
         self.reduce, self.expand = reduce, expand
         self.squeezed = torch.addmm(reduce_bias, pooled, reduce.t())
         self.hidden = value_of(self.squeezed, act_named(act))
-        self.scale = torch.sigmoid(torch.addmm(expand_bias, self.hidden, expand.t()))
+        factors = torch.addmm(expand_bias, self.hidden, expand.t())
+        self.scale = torch.sigmoid(factors) if sigmoid == "sigmoid" else F.hardsigmoid(factors)
+        if sigmoid == "sigmoid":
+            self.slope = self.scale * (1 - self.scale)
+        else:  # as torch has it: 1/6 between -3 and 3
+            self.slope = (factors.abs() < 3).to(factors.dtype) / 6
 
     def backward(self, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Gradient of the scale [N, C] -> gradients of the pooled means and the parameters."""
-        outer = grad * self.scale * (1 - self.scale)
+        outer = grad * self.slope
         inner = outer.mm(self.expand) * slope_of(self.squeezed, act_named(self.act))
         grads = [inner.t().mm(self.pooled), inner.sum(0), outer.t().mm(self.hidden), outer.sum(0)]
         own = [g.view(p.shape).to(p.dtype) for g, p in zip(grads, self.parameters, strict=True)]

@@ -31,6 +31,9 @@ _ACTS: dict[type[nn.Module], str] = {
 }
 
 
+_SIGMOIDS: dict[type[nn.Module], str] = {nn.Sigmoid: "sigmoid", nn.Hardsigmoid: "hard_sigmoid"}
+
+
 def depthwise(conv: "Conv2d", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """The convolution with these numbers, if it is depthwise."""
     dtype = _dtype(x)
@@ -90,6 +93,7 @@ def block(module: "MBConvBlock", x: Tensor) -> Tensor | None:
             *gate,
             keep,
             _ACTS[type(depthwise.act)],
+            *_gate_functions(module.gate),
             _geometry(depthwise.conv, x),
             norms[0].eps,
             module.shortcut is not None,
@@ -113,6 +117,13 @@ def _norms(module: "MBConvBlock") -> list[nn.BatchNorm2d]:
 def _side_by_side(norms: list[Any], first: str, second: str) -> Tensor:
     """Two vectors of every norm, [2, sum of widths]."""
     return torch.stack([torch.cat([getattr(n, name) for n in norms]) for name in (first, second)])
+
+
+def _gate_functions(gate: Any) -> tuple[str, str]:
+    """The activation inside and the sigmoid at the end, by the operator's names."""
+    if gate is None:
+        return "none", "sigmoid"
+    return _ACTS[type(gate.act)], _SIGMOIDS[type(gate.sigmoid)]
 
 
 def _gate_parameters(gate: Any) -> tuple[Tensor | None, ...]:
@@ -225,20 +236,20 @@ def _fits(module: "MBConvBlock", x: Tensor) -> bool:
         and type(module.project.act) is nn.Identity
         and (module.expand is None or _is_pointwise(module.expand.conv))
         and (module.expand is None or type(module.expand.act) is act)
-        and (gate is None or _plain_gate(gate, act))
+        and (gate is None or _plain_gate(gate))
         and (module.shortcut is None or _plain(module.shortcut, nn.Identity))
         and (module.shortcut is None or _plain(module.drop_path, type(module.drop_path)))
     )
 
 
-def _plain_gate(gate: Any, act: type[nn.Module]) -> bool:
+def _plain_gate(gate: Any) -> bool:
     return _plain(gate, SE) and all(
-        _plain(part, kind)
-        for part, kind in (
-            (gate.reduce, nn.Conv2d),
-            (gate.act, act),
-            (gate.expand, nn.Conv2d),
-            (gate.sigmoid, nn.Sigmoid),
+        _plain(part, *kinds)
+        for part, kinds in (
+            (gate.reduce, (nn.Conv2d,)),
+            (gate.act, _ACTS),
+            (gate.expand, (nn.Conv2d,)),
+            (gate.sigmoid, _SIGMOIDS),
         )
     )
 
