@@ -150,7 +150,8 @@ def depthwise_backward(
     if slope is not None and normal is not None:
         dz = dz * slope
         sums = torch.stack([dz.sum((0, 1, 2)), (dz * normal).sum((0, 1, 2))])
-    return dz.to(x.dtype).contiguous(), dw, sums
+    # The library may give a side of 1 any stride; gradients shall lie as their weights do.
+    return dz.to(x.dtype).contiguous(), dw.reshape(-1).view(weight.shape), sums
 
 
 def _wide(x: Tensor) -> Tensor:
