@@ -94,7 +94,8 @@ class Session:
         folder.write_config(self.path, self.config)
         folder.write_data(self.path, self.dataset, found)
         self.reporter.say(setup.describe(self.recipe, machine))
-        setup.warn_of_small_maps(network, self.recipe, self.reporter)
+        if settings.resolution is not None or not pretrained:  # else the recipe knows what it does
+            setup.warn_of_small_maps(network, self.recipe, self.reporter)
         self._make_trainer(network, machine)
         self.save()  # from here on the run can be resumed
 
