@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def _read_pickle(path: Path) -> Any:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     try:
         # timm's training script stores its options, a plain record, beside the weights.
-        with opened, torch.serialization.safe_globals([argparse.Namespace]):
+        allowed = torch.serialization.safe_globals([argparse.Namespace])
+        with opened, allowed, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle's protocol, before it refuses code
             return torch.load(opened, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
