@@ -1,6 +1,7 @@
 """Writing files so that a reader sees the old content or the new, never half of it."""
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -49,6 +50,12 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     # In ASCII, so that names of files whose bytes are no UTF-8 survive.
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits; the file need not fit into memory."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _as_user_error(error: OSError, path: Path) -> UserError:

@@ -2,7 +2,7 @@
 
 from mbconv.arch.scale import B_TABLE
 from mbconv.arch.spec import Spec, Stage
-from mbconv.arch.table import Row, blocks, stages
+from mbconv.arch.table import TENSORFLOW, TORCH, Row, blocks, stages
 
 # EfficientNet-B0, table 1 of arXiv 1905.11946. The table prints the resolution that enters a
 # stage; the stride here is that of the stage's first block, as in the released code.
@@ -21,9 +21,7 @@ _B0_ROWS = (
 # 0.99 (torch's 0.01) and epsilon 1e-3, SAME padding, drop connect 0.2 over all blocks.
 _B0 = Spec(
     stages=stages(_B0_ROWS, activation="silu", gate="se"),
-    padding="same",
-    bn_eps=1e-3,
-    bn_momentum=0.01,
+    **TENSORFLOW,
     drop_path=0.2,
 )
 _LITE0 = _B0.replace(
@@ -57,9 +55,7 @@ _RELU6_D = _B0.replace(
     gate=None,
     shortcut="resnet_d",
     zero_gamma=True,
-    padding="symmetric",
-    bn_eps=1e-5,
-    bn_momentum=0.1,
+    **TORCH,
 )
 _TINY = _B0.replace(depth_rounding="round", scale_stem=False, scale_head="up", drop_path=0.0)
 
@@ -77,9 +73,7 @@ def _edge_stages() -> tuple[Stage, ...]:
 
 _EDGE = Spec(
     stages=_edge_stages(),
-    padding="same",
-    bn_eps=1e-3,
-    bn_momentum=0.01,
+    **TENSORFLOW,
     drop_path=0.2,
 ).replace(activation="relu")
 
@@ -91,9 +85,7 @@ def _v2(fused: _Rows, mbconv: _Rows, stem: int) -> Spec:
     return Spec(
         stages=(*stages(fused, kind="fused"), *stages(mbconv, gate="se")),
         stem_channels=stem,
-        padding="same",
-        bn_eps=1e-3,
-        bn_momentum=0.1,
+        **{**TENSORFLOW, "bn_momentum": 0.1},
         drop_path=0.2,
         width_tenth_rule=False,
     )

@@ -2,12 +2,10 @@
 
 from mbconv.arch.block import Block
 from mbconv.arch.spec import Spec, Stage
-from mbconv.arch.table import Row, blocks, gated, stages
+from mbconv.arch.table import TENSORFLOW, Row, blocks, gated, stages
 
 # Numerics of the TensorFlow code that trained the published weights. None of them drops paths.
-_TENSORFLOW = Spec(
-    stages=stages([(1, 3, 1, 16, 1)]), padding="same", bn_eps=1e-3, bn_momentum=0.01, drop_path=0.0
-)
+_TENSORFLOW = Spec(stages=stages([(1, 3, 1, 16, 1)]), **TENSORFLOW, drop_path=0.0)
 
 # Table 2 of arXiv 1801.04381. The head never gets narrower than 1280.
 _V2 = _TENSORFLOW.replace(

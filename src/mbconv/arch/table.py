@@ -6,6 +6,11 @@ from typing import Any, NamedTuple
 from mbconv.arch.block import Block
 from mbconv.arch.spec import Spec, Stage
 
+# Numerics of the code that trained published weights, as fields of a Spec: TensorFlow's SAME
+# padding and momentum 0.99 (0.01 in torch's meaning), and torch's own.
+TENSORFLOW: dict[str, Any] = {"padding": "same", "bn_eps": 1e-3, "bn_momentum": 0.01}
+TORCH: dict[str, Any] = {"padding": "symmetric", "bn_eps": 1e-5, "bn_momentum": 0.1}
+
 
 class Row(NamedTuple):
     """A network as a scaling of a base: the coefficients that its paper's table gives."""
@@ -36,6 +41,6 @@ def stages(rows: Iterable[tuple[int, int, int, int, int]], **fields: Any) -> tup
     )
 
 
-def gated(made: tuple[Stage, ...], numbers: Iterable[int], **fields: Any) -> tuple[Stage, ...]:
+def gated(made: tuple[Stage, ...], numbers: Iterable[int]) -> tuple[Stage, ...]:
     """The same stages with SE in those that are numbered, from 1."""
-    return Spec(stages=made).replace_in(numbers, gate="se", **fields).stages
+    return Spec(stages=made).replace_in(numbers, gate="se").stages

@@ -1,7 +1,6 @@
 """Files that other libraries wrote: read without executing anything, written for them to read."""
 
 import argparse
-import hashlib
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mbconv.errors import UserError
+from mbconv.files import file_hash
 from mbconv.nn.model import MBConvNet
 from mbconv.weights import file, keras, keras_file
 from mbconv.weights.conversion import convert, counterpart, export_state_dict
@@ -76,7 +76,7 @@ def _convert_foreign(path: Path, source: str | None, name: str | None) -> MBConv
         model = keras.load(path, name)
     else:
         model = convert(read_state_dict(path), source, name)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_hash(path)
     model.provenance = {**(model.provenance or {}), "file": path.name, "sha256": digest}
     return model
 

@@ -5,7 +5,6 @@ newer weights. Downloads, their resuming and the cache are huggingface_hub's.
 """
 
 import errno
-import hashlib
 import os
 import re
 import tempfile
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mbconv.errors import UserError
+from mbconv.files import file_hash
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
 from mbconv.weights import file, repository
 
 PREFIX = "hf-hub:"
 SHA256 = re.compile(r"[0-9a-f]{64}")
-CHUNK = 1 << 20  # bytes read at once
 
 
 class Fetched(NamedTuple):
@@ -148,7 +147,7 @@ def _download(model: str, name: str, revision: str | None) -> Path:
 def _verified(model: str, weights: Path) -> str:
     """The SHA-256 of the weights, which must be the hub's: in the cache, the file's true name."""
     stored = weights.resolve()
-    digest = _file_hash(stored)
+    digest = file_hash(stored)
     if SHA256.fullmatch(stored.name) and digest != stored.name:
         stored.unlink()
         raise UserError(
@@ -156,15 +155,6 @@ def _verified(model: str, weights: Path) -> str:
             "removed from the cache; run the command again to download it."
         )
     return digest
-
-
-def _file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as opened:
-        while chunk := opened.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextmanager

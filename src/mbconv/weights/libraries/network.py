@@ -12,9 +12,6 @@ from mbconv.preprocessing import Preprocessing
 # both sides. A map may name modules that a network of ours lacks; those are passed over.
 Layout = Callable[[Spec], dict[str, str]]
 
-TENSORFLOW = {"padding": "same", "bn_eps": 1e-3, "bn_momentum": 0.01}
-TORCH = {"padding": "symmetric", "bn_eps": 1e-5, "bn_momentum": 0.1}
-
 
 @dataclass(frozen=True)
 class Network:

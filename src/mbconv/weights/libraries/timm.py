@@ -6,7 +6,8 @@ A name that starts with `tf_` holds weights that TensorFlow trained: SAME paddin
 
 from mbconv.arch.block import Block
 from mbconv.arch.spec import Spec
-from mbconv.weights.libraries.network import TENSORFLOW, TORCH, Library, table
+from mbconv.arch.table import TENSORFLOW, TORCH
+from mbconv.weights.libraries.network import Library, table
 
 TF = {**TENSORFLOW, "bn_momentum": 0.1}
 HALF = (0.5, 0.5)

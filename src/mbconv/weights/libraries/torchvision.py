@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from mbconv.arch.spec import Spec
-from mbconv.weights.libraries.network import TORCH, Library, table
+from mbconv.arch.table import TORCH
+from mbconv.weights.libraries.network import Library, table
 
 TRAINED_BY_TENSORFLOW = {**TORCH, "bn_eps": 1e-3, "bn_momentum": 0.01}  # with symmetric padding
 
