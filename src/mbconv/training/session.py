@@ -37,6 +37,7 @@ from mbconv.weights.model import MODEL_FILE, load
 # Called after the head's fit and after each epoch with the averaged network and the metrics.
 OnEpoch = Callable[[MBConvNet, dict[str, Any]], None]
 
+SAVE_EVERY = 300.0  # seconds; and after each epoch
 FINISH = 8.0  # seconds for the final score, the explained mistakes and the report
 
 
@@ -52,7 +53,7 @@ class Session:
         self.path = path
         self.reporter = reporter
         self.on_epoch = on_epoch
-        self.started = time.perf_counter()
+        self.started = self.saved = time.perf_counter()
         self.next_step = 0
         self.stepping = False  # an interrupt waits for the end of the step
         self.stop_asked = False
@@ -91,13 +92,13 @@ class Session:
             "seed": seed,
             "budget_seconds": settings.budget,
         } | folder.describe(network, self.recipe, machine)
-        folder.write_config(self.path, self.config)
         folder.write_data(self.path, self.dataset, found)
         self.reporter.say(setup.describe(self.recipe, machine))
         if settings.resolution is not None or not pretrained:  # else the recipe knows what it does
             setup.warn_of_small_maps(network, self.recipe, self.reporter)
         self._make_trainer(network, machine)
-        self.save()  # from here on the run can be resumed
+        self.save()
+        folder.write_config(self.path, self.config)  # with it this is a run, which can be resumed
 
     def reopen(self) -> None:
         """Load what `prepare` and the steps so far have written."""
@@ -109,7 +110,12 @@ class Session:
         network.labels = self.dataset.classes
         network.preprocessing = Preprocessing.from_dict(self.config["preprocessing"])
         self._make_trainer(network, Machine.from_dict(self.config["machine"]))
-        past = load_state(self.path, self.trainer)
+        past, damaged = load_state(self.path, self.trainer)
+        if damaged:
+            self.reporter.say(
+                f"the last state of {self.path} is damaged; going on from the one before it",
+                style="yellow",
+            )
         self.next_step, self.best = past["step"], past["best"]
         self.started -= past["seconds"]
         # Before the first step the head is fitted again, and its line written again.
@@ -178,12 +184,15 @@ class Session:
 
             def on_step(index: int, stats: EpochStats) -> None:
                 self.next_step = index + 1
-                if self.stop_asked and (index + 1) % per_epoch:  # else the epoch is scored first
+                within = (index + 1) % per_epoch > 0  # else the epoch is scored first
+                if self.stop_asked and within:
                     raise KeyboardInterrupt
                 loss = stats.loss_sum / max(1, stats.pictures)
                 rate = stats.pictures / max(1e-9, stats.seconds)
                 note = f"epoch {index // per_epoch + 1}  loss {loss:.3f}  {rate:.0f} img/s"
                 bar.update(index + 1, self.trainer.total, note)
+                if within and time.perf_counter() - self.saved > SAVE_EVERY:
+                    self.save()
 
             seed = self.config["seed"]
             self.stepping = True
@@ -227,7 +236,8 @@ class Session:
 
     def save(self) -> None:
         """Write the state that `reopen` goes on from."""
-        seconds = time.perf_counter() - self.started
+        self.saved = time.perf_counter()
+        seconds = self.saved - self.started
         save_state(self.path, self.trainer, step=self.next_step, best=self.best, seconds=seconds)
 
     def _log(self, line: dict[str, Any]) -> None:

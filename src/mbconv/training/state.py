@@ -1,4 +1,4 @@
-"""What a run needs to go on where it stopped: one file, replaced as a whole."""
+"""What a run needs to go on where it stopped: one file, replaced as a whole, and the one before."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,8 @@ import torch
 from mbconv.errors import UserError
 from mbconv.files import atomic_path
 from mbconv.training.loop import Trainer
+
+NEWEST, BEFORE = "state.pt", "before.pt"  # in the run's folder `last`
 
 
 def save_state(run: Path, trainer: Trainer, *, step: int, best: float, seconds: float) -> None:
@@ -25,29 +27,49 @@ def save_state(run: Path, trainer: Trainer, *, step: int, best: float, seconds: 
         "best": best,
         "seconds": seconds,
     }
-    with atomic_path(run / "last" / "state.pt") as path:
+    folder = run / "last"
+    newest = folder / NEWEST
+    for left in folder.glob(f".{NEWEST}.*"):  # by a process that was killed while it wrote
+        left.unlink(missing_ok=True)
+    with atomic_path(newest) as path:
         try:
             torch.save(state, path)
         except RuntimeError as error:  # torch hides the system's error
             raise UserError(
-                f"{run / 'last' / 'state.pt'} could not be written ({error}); the state before "
-                "is still there. Is the disk full?"
+                f"{newest} could not be written ({error}); the state before is still there. Is "
+                "the disk full?"
             ) from error
+        if newest.exists():
+            newest.replace(folder / BEFORE)
 
 
-def load_state(run: Path, trainer: Trainer) -> dict[str, Any]:
-    """Restore what `save_state` wrote into `trainer`; returns step, best and seconds."""
-    path = run / "last" / "state.pt"
-    if not path.is_file():
-        raise UserError(f"{run} has nothing to resume: {path} is missing. Start it anew.")
-    try:
-        state = torch.load(path, map_location=trainer.machine.device, weights_only=True)
-        trainer.model.load_state_dict(state.pop("model"))
-        trainer.averaged.load_state_dict(state.pop("averaged"))
-        trainer.optimizer.load_state_dict(state.pop("optimizer"))
-    except Exception as error:  # torch raises many kinds for a broken or foreign file
+def load_state(run: Path, trainer: Trainer) -> tuple[dict[str, Any], bool]:
+    """Restore what `save_state` wrote into `trainer`; returns step, best and seconds.
+
+    Also returns whether the newest state was damaged and the one before it was taken. Both lead
+    to the same end. Raises UserError where there is none that can be read.
+    """
+    folder, error = run / "last", None
+    there = [folder / name for name in (NEWEST, BEFORE) if (folder / name).is_file()]
+    if not there:
         raise UserError(
-            f"{path} is broken or belongs to another network; start the run anew."
-        ) from error
-    rest: dict[str, Any] = state
-    return rest
+            f"{run} has nothing to resume: {folder / NEWEST} is missing. Start it anew."
+        )
+    for path in there:
+        try:
+            past = _restore(path, trainer)
+        except Exception as found:  # torch raises many kinds for a broken or foreign file
+            error = error or found
+            continue
+        return past, path.name == BEFORE
+    raise UserError(
+        f"{there[0]} is broken or belongs to another network; start the run anew."
+    ) from error
+
+
+def _restore(path: Path, trainer: Trainer) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, map_location=trainer.machine.device, weights_only=True)
+    trainer.model.load_state_dict(state.pop("model"))
+    trainer.averaged.load_state_dict(state.pop("averaged"))
+    trainer.optimizer.load_state_dict(state.pop("optimizer"))
+    return state

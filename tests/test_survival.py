@@ -1,0 +1,110 @@
+"""Runs that are killed end as if they had not been, whenever it happens."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import mbconv
+from mbconv.training.machine import Machine
+from mbconv.weights.file import tensor_hash
+from small import write_classes, write_model
+
+PLAIN = Machine(threads=1, workers=0)
+EPOCHS = 30
+# Begins or resumes a run; argument 4, if not 0, is the save that is cut off half-way by a kill.
+DRIVER = """
+import io, os, signal, sys
+from pathlib import Path
+import torch
+import mbconv
+from mbconv.training import setup
+from mbconv.training.machine import Machine
+
+torch.set_num_threads(1)
+setup.choose_machine = lambda *_: Machine(threads=1, workers=0)
+model, data, out, fatal = sys.argv[1:5]
+saves, save = 0, torch.save
+
+
+def cut_off(state, path):
+    global saves
+    saves += 1
+    if saves == int(fatal):
+        whole = io.BytesIO()
+        save(state, whole)
+        Path(path).write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(state, path)
+
+
+torch.save = cut_off
+print("ready", flush=True)
+if (Path(out) / "config.json").exists():
+    mbconv.resume(out, quiet=True)
+else:
+    mbconv.train(model, data, out, epochs=EPOCHS, resolution=32, quiet=True)
+""".replace("EPOCHS", str(EPOCHS))
+
+
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run that nobody disturbs; its model and data lie beside it."""
+    monkeypatch.setattr("mbconv.training.setup.choose_machine", lambda *_: PLAIN)
+    data = write_classes(tmp_path / "data")
+    model = write_model(tmp_path / "small.safetensors")
+    return mbconv.train(
+        model, data, tmp_path / "whole", epochs=EPOCHS, resolution=32, quiet=True
+    ).path
+
+
+def drive(out: Path, seconds: float | None, fatal: int = 0) -> int:
+    """Let the run in `out` go on, for so many seconds behind its imports; the exit code."""
+    command = [sys.executable, "-c", DRIVER, *(str(out.parent / n) for n in
+               ("small.safetensors", "data")), str(out), str(fatal)]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        if seconds is not None:
+            time.sleep(seconds)
+            process.kill()
+        return process.wait()
+
+
+def end(out: Path) -> str:
+    assert drive(out, None) == 0
+    assert not list((out / "last").glob(".*")), "what a killed save left behind is cleared away"
+    return tensor_hash(mbconv.load(out).state_dict())
+
+
+def test_killed_ten_times(whole: Path, tmp_path: Path) -> None:
+    out, moments = tmp_path / "killed", random.Random(0)
+    codes = [drive(out, moments.uniform(0.05, 1.5)) for _ in range(10)]
+    assert codes.count(-signal.SIGKILL) >= 5  # the run may have ended before the last ones
+    assert end(out) == tensor_hash(mbconv.load(whole).state_dict())
+
+
+@pytest.mark.parametrize("fatal", [1, 2, 5])
+def test_killed_while_a_checkpoint_is_written(whole: Path, tmp_path: Path, fatal: int) -> None:
+    out = tmp_path / "torn"
+    assert drive(out, None, fatal) == -signal.SIGKILL
+    assert end(out) == tensor_hash(mbconv.load(whole).state_dict())
+
+
+def test_a_damaged_checkpoint_costs_an_epoch(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "damaged"
+    assert drive(out, None, 4) == -signal.SIGKILL
+    state = out / "last/state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    assert tensor_hash(mbconv.resume(out).model.state_dict()) == tensor_hash(
+        mbconv.load(whole).state_dict()
+    )
+    assert "the one before it" in capsys.readouterr().out
