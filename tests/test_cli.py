@@ -109,6 +109,15 @@ def test_train_eval_predict(data: Path, tmp_path: Path) -> None:
     assert hashes[0] == hashes[1]
 
 
+def test_doctor_says_which_blocks_of_a_model_stay_plain() -> None:
+    words = run("doctor", "efficientnetv2_b0").output
+    assert "20 of 21 can be fused" in words
+    assert "stages.0.0: a block of a single convolution is not fused" in words
+    found = json.loads(run("doctor", "efficientnet_b0", "--json").output)["blocks"]
+    assert len(found) == 16
+    assert set(found.values()) == {None}
+
+
 def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads(run("doctor", "--json").output)["kernels"]
     words = run("doctor").output

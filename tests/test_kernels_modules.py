@@ -95,11 +95,14 @@ def narrow(block: Block, channels: int, **spec: Any) -> MBConvBlock:
 
 @st.composite
 def blocks(draw: st.DrawFn) -> tuple[MBConvBlock, Tensor]:
-    channels = draw(st.sampled_from((4, 7, 16, 20)))
+    channels = draw(st.sampled_from((4, 7, 16, 20, 50)))
+    stride = draw(st.sampled_from((1, 2)))
     block = Block(
+        kind=draw(st.sampled_from(("mbconv", "mbconv", "fused"))),
         channels=draw(st.sampled_from((channels, 9))),
         kernel=draw(st.sampled_from((3, 5, 7))),
-        stride=draw(st.sampled_from((1, 2))),
+        stride=stride,
+        dilation=draw(st.integers(1, 3)) if stride == 1 else 1,
         expand=draw(st.sampled_from((1, 2, 6))),
         activation=draw(st.sampled_from(FUSED_ACTS)),
         gate=draw(st.sampled_from((None, "se"))),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mbconv.kernels import native, reference
-from mbconv.kernels.reference import ACTIVATIONS, Act, Geometry
+from mbconv.kernels.reference import ACTIVATIONS, Act, After, Geometry
 from strategies import steady
 
 SETS = [name for name in native.usable() if name in native.compiled()]
@@ -35,7 +35,8 @@ def agree(found: Tensor | None, expected: Tensor | None, dtype: torch.dtype) -> 
     assert found.shape == expected.shape
     if not expected.numel():
         return
-    bound = 3e-3 if found.dtype == torch.bfloat16 else 1e-5
+    # A map of one value may be off by half a unit in bfloat16's last place, which is 2^-8 of it.
+    bound = 2**-8 + 1e-5 if found.dtype == torch.bfloat16 else 1e-5
     error = (found.double() - expected).norm() / expected.norm().clamp_min(1e-6 * expected.numel())
     assert error < bound, f"{error:.2e}"
 
@@ -69,6 +70,28 @@ def test_moments(x: Tensor, mean: float) -> None:
     found, expected = native.moments(x), reference.moments(x.double())
     for own, wide in zip(found, expected, strict=True):
         agree(own, wide, torch.float32)
+
+
+@steady
+@given(x=maps(), mean=st.sampled_from((0.0, 1e3)))
+def test_covariance(x: Tensor, mean: float) -> None:
+    x = (x + mean).to(x.dtype)
+    found = native.covariance(x)
+    agree(found[0], reference.covariance(x.double())[0], torch.float32)
+    agree(found[1:], reference.covariance(x.double())[1:], torch.float32)
+    assert torch.equal(found[1:], found[1:].t())
+
+
+@steady
+@given(x=maps(), outputs=st.sampled_from((1, 8, 16, 17, 40, 48, 100)), turned=st.booleans())
+def test_products(x: Tensor, outputs: int, turned: bool) -> None:
+    weight = like((x.shape[3], outputs), 5).t() if turned else like((outputs, x.shape[3]), 5)
+    found = native.product(x, weight)
+    agree(found, reference.product(x.double(), weight.to(x.dtype).double()), x.dtype)
+    grad = like((*x.shape[:3], outputs), 6).to(x.dtype)
+    dw = native.weight_gradient(grad, x)
+    wide = reference.weight_gradient(grad.double(), x.double())
+    agree(dw.to(x.dtype), wide, x.dtype)  # as exact as the library, where it does it
 
 
 def test_variance_does_not_cancel() -> None:
@@ -118,12 +141,16 @@ def test_normalise_backward(
 
 @steady
 @given(x=maps(), act=acts, kernel=st.sampled_from((3, 5, 7)), stride=st.sampled_from((1, 2)),
-       same=st.booleans(), normed=st.booleans(), with_bias=st.booleans())  # fmt: skip
+       dilation=st.integers(1, 4), same=st.booleans(), normed=st.booleans(),
+       with_bias=st.booleans())  # fmt: skip
 def test_depthwise(
-    x: Tensor, act: Act, kernel: int, stride: int, same: bool, normed: bool, with_bias: bool
-) -> None:
+    x: Tensor, act: Act, kernel: int, stride: int, dilation: int, same: bool, normed: bool,
+    with_bias: bool,
+) -> None:  # fmt: skip
     channels, wide = x.shape[3], x.double()
     geometry = Geometry(kernel, stride, *(_before(n, kernel, stride, same) for n in x.shape[1:3]))
+    if stride == 1:
+        geometry = Geometry(kernel, 1, *[kernel // 2 * dilation] * 2, dilation)
     weight, norm = like((channels, 1, kernel, kernel)), norms(channels) if normed else None
     bias = like((channels,), 3) if with_bias else None
     norm64 = None if norm is None else norm.double()
@@ -147,6 +174,32 @@ def test_depthwise(
         agree(results[2], wanted[2], torch.float32)
 
 
+@steady
+@given(x=maps(), act=acts, stride=st.sampled_from((1, 2)), dilation=st.sampled_from((1, 2)),
+       factored=st.booleans(), offset=st.booleans())  # fmt: skip
+def test_the_way_back_through_what_follows_a_depthwise_convolution(
+    x: Tensor, act: Act, stride: int, dilation: int, factored: bool, offset: bool
+) -> None:
+    channels, wide = x.shape[3], x.double()
+    dilation = dilation if stride == 1 else 1
+    geometry = Geometry(3, stride, dilation, dilation, dilation)
+    weight, norm, (height, width) = like((channels, 1, 3, 3)), norms(channels), x.shape[1:3]
+    y = like((x.shape[0], *geometry.output(height, width), channels), 7).to(x.dtype)
+    grad = like(y.shape, 4).to(x.dtype)
+    after = After(
+        y, norms(channels).flip(1).contiguous(), like((2, channels), 6),
+        like((x.shape[0], channels), 8) if factored else None,
+        like((x.shape[0], channels), 9) if offset else None,
+    )  # fmt: skip
+    after64 = After(*(None if part is None else part.double() for part in after))  # type: ignore[arg-type]
+    found = native.depthwise_backward(x, grad, norm, act, weight, geometry, after)
+    wanted = reference.depthwise_backward(
+        wide, grad.double(), norm.double(), act, weight.double(), geometry, after64
+    )
+    for own, expected in zip(found, wanted, strict=True):
+        agree(own, expected, x.dtype)
+
+
 def _before(size: int, kernel: int, stride: int, same: bool) -> int:
     total = max((size - 1) // stride * stride + kernel - size, 0)
     return total // 2 if same else kernel // 2
@@ -163,7 +216,7 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype) -> None:
         assert statistics is not None
         backward = native.depthwise_backward(x, y, norm, "silu", weight, geometry)
         sums, _ = native.reduce(x, x, norm, "silu", gated=True)
-        seen.append((y, *statistics, *backward, sums, *native.moments(x)))
+        seen.append((y, *statistics, *backward, sums, *native.moments(x), native.covariance(x)))
     torch.set_num_threads(before)
     for other in seen[1:]:
         for a, b in zip(seen[0], other, strict=True):

@@ -6,22 +6,22 @@ about twice as much of every width. Everything else is recomputed inside the pas
 The 1x1 convolutions are matrix products of the library, on [pixels, channels].
 """
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
+from mbconv.kernels.backward import expanded_backward, gated_backward, norm_backward, norm_means
 from mbconv.kernels.dispatch import backend
+from mbconv.kernels.expansion import ExpansionBackward, is_narrow, output_moments
+from mbconv.kernels.middle import convolve, convolve_backward, expand_and_convolve
 from mbconv.kernels.norm import channels_last, wide
 from mbconv.kernels.parts import (
     Gate,
     Norms,
+    act_named,
     nothing,
     per_channel,
     present,
-    product,
-    product_backward,
-    weight_grad,
+    slabs,
     widths,
 )
 from mbconv.kernels.reference import Geometry
@@ -47,46 +47,64 @@ def block(
     eps: float,
     residual: bool,
     lean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """MBConv: expand, norm, act, depthwise, norm, act, gate, project, norm, drop-path, shortcut.
 
-    x [N, C, H, W], expand [E, C, 1, 1] or None, depthwise [E, 1, k, k], project [C', E, 1, 1];
+    x [N, C, H, W], expand [E, C, 1, 1] or None, depthwise [E, 1, k, k] (without expand it may be
+    dense, [E, C, k, k]: Fused-MBConv), project [C', E, 1, 1];
     affine [2, sum of widths]: gamma and beta of the norms in order. `running` of that shape holds
     means and variances that are constants; without it the batch's are taken. The gate is
     squeeze-and-excitation with the activation `gate_act` inside and `gate_sigmoid` (sigmoid or
     hard_sigmoid) at its end; with four times None there is none. `keep` [N] multiplies the
-    branch (drop-path). geometry: kernel, stride, rows of zeros above, columns left.
+    branch (drop-path). geometry: kernel, stride, rows of zeros above, columns
+    left, dilation.
 
     Returns y [N, C', H', W'], and without gradient: e, d, p ([N, H, W, channels]), the batch's
-    statistics [2, sum of widths], the gate's means [N, E]; empty where there is none (e also when
-    `lean`, which recomputes it).
+    statistics [2, sum of widths], the gate's means [N, E], mean and covariance of a narrow x
+    [1 + C, C]; empty where there is none (e also when `lean`, which recomputes it).
     """
     k, maps, place = backend(x), channels_last(x), Geometry(*geometry)
     given = None if running is None else running.to(wide(x))
     norms = Norms(affine.to(wide(x)), given, eps, widths(expand, depthwise, project))
-    e, first = maps, None
-    if expand is not None:
-        e = product(maps, expand)
-        first = norms.next(lambda: k.moments(e))
-    weight = depthwise.to(wide(x)).contiguous()
-    d, moments = k.depthwise(e, first, act, weight, place, statistics=given is None)
+    kind, learnt, spread = act_named(act), given is None, nothing(affine.to(wide(x)))
+    e = nothing(x)
+    if expand is not None and (is_narrow(expand) or not learnt):
+        found = None  # the norm is known before its input is there
+        if learnt:
+            spread = k.covariance(maps)
+            found = output_moments(spread, expand, x.dtype)
+        first = norms.next(lambda: found)
+        e, d, moments = expand_and_convolve(
+            k, maps, expand, first, kind, depthwise, place, learnt, not lean
+        )
+    elif expand is not None:
+        whole = k.product(maps, expand.flatten(1))
+        first = norms.next(lambda: k.moments(whole))
+        d, moments = convolve(k, whole, first, kind, depthwise, place, learnt)
+        e = e if lean else whole
+    else:
+        d, moments = convolve(k, maps, None, kind, depthwise, place, learnt)
     second = norms.next(lambda: moments)
     gate = present(gate_reduce, gate_reduce_bias, gate_expand, gate_expand_bias)
     scale = pooled = None
     if gate:
         pooled = k.pool(d, second, act)
         scale = Gate(pooled, gate_act, gate_sigmoid, gate).scale
-    p = product(k.normalise(d, second, act, scale), project)
+    p = x.new_empty(*d.shape[:3], project.shape[0])
+    for part in slabs(d, d.shape[3]):
+        b = k.normalise(d[part], second, act, None if scale is None else scale[part])
+        k.product(b, project.flatten(1), p[part])
     third = norms.next(lambda: k.moments(p))
     factor = None if keep is None else per_channel(keep, p)
     y = k.normalise(p, third, "none", factor, maps if residual else None)
     return (
         y.permute(0, 3, 1, 2),
-        nothing(x) if expand is None or lean else e,
+        e,
         d,
         p,
         torch.cat(norms.taken, 1) if norms.taken else nothing(third),
         nothing(third) if pooled is None else pooled,
+        spread,
     )
 
 
@@ -108,6 +126,7 @@ def block_backward(
     d: Tensor,
     p: Tensor,
     pooled: Tensor,
+    spread: Tensor,
     act: str,
     gate_act: str,
     gate_sigmoid: str,
@@ -129,69 +148,35 @@ def block_backward(
     gate = present(gate_reduce, gate_reduce_bias, gate_expand, gate_expand_bias)
     squeeze = Gate(pooled, gate_act, gate_sigmoid, gate) if gate else None
 
-    dp, project_sums = _norm_backward(k, p, g, third, frozen, keep)
-    db = product_backward(dp, project)
-    dd, b, sums, dgate = _gated_backward(k, d, db, second, act, squeeze, frozen)
-    dproject = weight_grad(dp, b, project)
-    del dp, db, b
-
-    if expand is None:
-        e = maps
-    elif not e.numel():
-        e = product(maps, expand)
-    weight = depthwise.to(wide(x)).contiguous()
-    dz, ddepthwise, first_sums = k.depthwise_backward(e, dd, first, act, weight, place)
-    del dd
-    all_sums, dexpand = [sums, project_sums], nothing(x)
+    dp, project_sums = norm_backward(k, p, g, third, frozen, keep)
+    db, dproject, after, sums, dgate = gated_backward(
+        k, d, dp, project, second, act, squeeze, frozen
+    )
+    del dp
+    kind, all_sums, dexpand = act_named(act), [sums, project_sums], nothing(x)
     if expand is None or first is None:
-        dx = dz + g if residual else dz
+        dx, ddepthwise = convolve_backward(k, maps, db, kind, depthwise, place, after, need_dx)
+        if residual and need_dx:
+            dx = dx + g
     else:
+        back = ExpansionBackward(k, maps, expand, first, spread, frozen, need_dx)
+        ddepthwise, first_sums = expanded_backward(
+            k, back, e, db, kind, depthwise.to(wide(x)).contiguous(), place, after
+        )
         all_sums.insert(0, first_sums)
-        de = k.apply(e, dz, first, "none", _means(first_sums, e, frozen))
-        dexpand = weight_grad(de, maps, expand)
-        dx = product_backward(de, expand, g if residual else None) if need_dx else nothing(x)
+        dx, dexpand = back.finish(norm_means(first_sums, maps, frozen), g if residual else None)
+    reduce, reduce_bias, widen, widen_bias = dgate or [nothing(x) for _ in range(4)]
     return (
         dx.permute(0, 3, 1, 2) if need_dx else nothing(x),
         dexpand,
         ddepthwise.to(depthwise.dtype),
         dproject,
         torch.cat(all_sums, 1).flip(0).to(affine.dtype),
-        *(dgate or [nothing(x) for _ in range(4)]),
+        reduce,
+        reduce_bias,
+        widen,
+        widen_bias,
     )
-
-
-def _means(sums: Tensor, of: Tensor, frozen: bool) -> Tensor:
-    """What a norm's backward subtracts; nothing where its statistics are constants."""
-    return torch.zeros_like(sums) if frozen else sums / (of.numel() // of.shape[3])
-
-
-def _norm_backward(
-    k: ModuleType, p: Tensor, g: Tensor, norm: Tensor, frozen: bool, keep: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Through drop-path and the projection's norm: gradient at p, sums [2, C] for its affine."""
-    factor = None if keep is None else per_channel(keep, p)
-    sums = k.reduce(p, g, norm, "none")[0][:, :2]
-    sums = sums.sum(0) if factor is None else (sums * factor[:, None]).sum(0)
-    return k.apply(p, g, norm, "none", _means(sums, p, frozen), factor=factor), sums
-
-
-def _gated_backward(
-    k: ModuleType, d: Tensor, db: Tensor, norm: Tensor, act: str, gate: Gate | None, frozen: bool
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor] | None]:
-    """Through gate, activation and norm of the depthwise convolution.
-
-    Returns the gradient at d, the gate's output b anew, the sums [2, C], the gate's gradients.
-    """
-    scale = gate.scale if gate else None
-    sums, b = k.reduce(d, db, norm, act, gated=gate is not None, factor=scale, output=True)
-    offset = dgate = None
-    if gate:
-        dpooled, dgate = gate.backward(sums[:, 4])
-        offset = dpooled / (d.shape[1] * d.shape[2])
-        sums = sums[:, :2] * gate.scale[:, None] + sums[:, 2:4] * offset[:, None]
-    sums = sums[:, :2].sum(0)
-    means = _means(sums, d, frozen)
-    return k.apply(d, db, norm, act, means, factor=scale, offset=offset), b, sums, dgate
 
 
 def _empty_map(x: Tensor, height: int, width: int, channels: int) -> Tensor:
@@ -206,6 +191,8 @@ def _(x, expand, depthwise, project, affine, running, gate_reduce, gate_reduce_b
     size = Geometry(*geometry).output(height, width)
     vectors = affine.shape if running is None else (0,)
     means = (0,) if gate_reduce is None else (x.shape[0], middle)
+    narrow = expand is not None and running is None and is_narrow(expand)
+    spread = (1 + x.shape[1], x.shape[1]) if narrow else (0,)
     return (
         _empty_map(x, *size, out).permute(0, 3, 1, 2),
         nothing(x) if expand is None or lean else _empty_map(x, height, width, middle),
@@ -213,13 +200,14 @@ def _(x, expand, depthwise, project, affine, running, gate_reduce, gate_reduce_b
         _empty_map(x, *size, out),
         x.new_empty(vectors, dtype=wide(x)),
         x.new_empty(means, dtype=wide(x)),
+        x.new_empty(spread, dtype=wide(x)),
     )
 
 
 @block_backward.register_fake
 def _(grad, x, expand, depthwise, project, affine, statistics, gate_reduce, gate_reduce_bias,  # type: ignore[no-untyped-def]
-      gate_expand, gate_expand_bias, keep, e, d, p, pooled, act, gate_act, gate_sigmoid,
-      geometry, eps, residual, frozen, need_dx):  # fmt: skip
+      gate_expand, gate_expand_bias, keep, e, d, p, pooled, spread, act, gate_act,
+      gate_sigmoid, geometry, eps, residual, frozen, need_dx):  # fmt: skip
     def like(weight: Tensor | None) -> Tensor:
         return nothing(x) if weight is None else weight.new_empty(weight.shape)
 
@@ -234,13 +222,13 @@ def _(grad, x, expand, depthwise, project, affine, statistics, gate_reduce, gate
 def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
     (x, expand, depthwise, project, affine, running, *gate_keep) = inputs[:11]
     *ctx.numbers, _ = inputs[11:]  # as block_backward takes them: act to residual
-    _, e, d, p, taken, pooled = output
-    ctx.mark_non_differentiable(e, d, p, taken, pooled)
+    _, e, d, p, taken, pooled, spread = output
+    ctx.mark_non_differentiable(e, d, p, taken, pooled, spread)
     ctx.set_materialize_grads(False)
     ctx.frozen = running is not None
     statistics = running if ctx.frozen else taken
     ctx.save_for_backward(
-        x, expand, depthwise, project, affine, statistics, *gate_keep, e, d, p, pooled
+        x, expand, depthwise, project, affine, statistics, *gate_keep, e, d, p, pooled, spread
     )
 
 

@@ -12,7 +12,8 @@ from mbconv.kernels.reference import Geometry
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[int]) -> Tensor:
     """Depthwise convolution, [N, C, H, W] -> [N, C, ceil(H/stride), ceil(W/stride)].
 
-    weight [C, 1, k, k], bias [C]; geometry: kernel, stride, rows of zeros above, columns left.
+    weight [C, 1, k, k], bias [C]; geometry: kernel, stride, rows of zeros above, columns left,
+    dilation.
     """
     bias = None if bias is None else bias.to(wide(x)).contiguous()
     y, _ = backend(x).depthwise(

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbconv.kernels.reference import ACTIVATIONS, Act, Geometry
+from mbconv.kernels import reference
+from mbconv.kernels.reference import ACTIVATIONS, Act, After, Geometry
 
 FOLDER = Path(__file__).with_name("native")
 # By preference; what a processor must have, by the names of /proc/cpuinfo.
@@ -34,8 +35,7 @@ class _Map(ctypes.Structure):
 
 class _Depthwise(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_int64)
-        for name in ("n", "h", "w", "c", "oh", "ow", "kernel", "stride", "top", "left")
+        (name, ctypes.c_int64) for name in ("n", "h", "w", "c", "oh", "ow", *Geometry._fields)
     ]
 
 
@@ -87,6 +87,12 @@ def _share_openmp() -> None:
     own = str(Path(torch.__file__).parent)
     for path in sorted(loaded, key=lambda p: not p.startswith(own))[:1]:
         ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+
+
+def covariance(x: Tensor) -> Tensor:
+    found = x.new_empty(1 + x.shape[3], x.shape[3], dtype=torch.float32)
+    _call("covariance", x, _half(x), _map(x), torch.get_num_threads(), found[0], found[1:])
+    return found
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,9 +158,10 @@ def depthwise(
     *,
     bias: Tensor | None = None,
     statistics: bool = False,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     shape = _shape(x, geometry)
-    y = x.new_empty(shape.n, shape.oh, shape.ow, shape.c)
+    y = x.new_empty(shape.n, shape.oh, shape.ow, shape.c) if out is None else out
     mean, variance = x.new_empty(2, shape.c, dtype=torch.float32) if statistics else (None, None)
     _call("depthwise", x, _half(x), shape, norm, _number(act), weight, bias,
           torch.get_num_threads(), y, mean, variance)  # fmt: skip
@@ -164,13 +171,33 @@ def depthwise(
 
 
 def depthwise_backward(
-    x: Tensor, grad: Tensor, norm: Tensor | None, act: Act, weight: Tensor, geometry: Geometry
+    x: Tensor,
+    grad: Tensor,
+    norm: Tensor | None,
+    act: Act,
+    weight: Tensor,
+    geometry: Geometry,
+    after: After | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dz, dw = torch.empty_like(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
     sums = x.new_empty(2, x.shape[3], dtype=torch.float32)
     _call("depthwise_backward", x, grad, _half(x), _shape(x, geometry), norm, _number(act), weight,
-          torch.get_num_threads(), dz, dw, sums)  # fmt: skip
+          *(after or [None] * 5), torch.get_num_threads(), dz, dw, sums)  # fmt: skip
     return dz, dw, sums
+
+
+def product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    if _half(x) and x.shape[3] % 2:  # pairs of bf16 are multiplied
+        return reference.product(x, weight, out)
+    if out is None:
+        out = x.new_empty(*x.shape[:3], weight.shape[0])
+    (n, k), wide = weight.shape, weight.float()
+    sizes = (x.numel() // k, wide.data_ptr(), k, n, wide.stride(1), wide.stride(0))
+    _call("product", x, _half(x), *map(ctypes.c_int64, sizes), torch.get_num_threads(), out)
+    return out
+
+
+weight_gradient = reference.weight_gradient  # the library's are as fast
 
 
 def _call(name: str, *arguments: Any) -> None:

@@ -1,5 +1,6 @@
 """What an MBConv block consists of besides its kernels: norms in order, products, the gate."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from mbconv.kernels.norm import pack, wide
 from mbconv.kernels.reference import Act, slope_of, value_of
+
+SLAB = 8 * 2**20  # bytes
 
 
 class Norms:
@@ -37,28 +40,23 @@ def widths(expand: Tensor | None, depthwise: Tensor, project: Tensor) -> list[in
     return [*([] if expand is None else [middle]), middle, project.shape[0]]
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """1x1 convolution: [N, H, W, C] and [C', C, 1, 1] -> [N, H, W, C']."""
-    y = torch.mm(x.flatten(0, 2), weight.flatten(1).to(x.dtype).t())
-    return y.view(*x.shape[:3], -1)
+def slabs(x: Tensor, channels: int) -> list[slice]:
+    """Runs of samples, each as much of a map like x, but with so many channels, as stays in the
+    cache from one pass to the next."""
+    samples, size = len(x), x.numel() // max(1, x.shape[3]) * channels * x.element_size()
+    count = min(max(1, samples), max(1, -(-size // SLAB)))
+    ends = [samples * i // count for i in range(count + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
-def product_backward(grad: Tensor, weight: Tensor, addend: Tensor | None = None) -> Tensor:
-    """Gradient at the input of a 1x1 convolution, plus `addend` of the same shape."""
-    # Lying by columns the weight is 6% faster here (oneDNN, bfloat16, B0's shapes).
-    rows, matrix = grad.flatten(0, 2), weight.flatten(1).to(grad.dtype).t().contiguous().t()
-    if addend is None:
-        return torch.mm(rows, matrix).view(*grad.shape[:3], -1)
-    return torch.addmm(addend.flatten(0, 2), rows, matrix).view(addend.shape)
-
-
-def weight_grad(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Gradient at the weight of a 1x1 convolution, in the weight's format."""
-    g, rows = grad.flatten(0, 2), x.flatten(0, 2)
-    # The library copies the operand that it transposes: let it be the narrow one.
-    wide = g.shape[1] > rows.shape[1]
-    dw = torch.mm(rows.t(), g).t() if wide else torch.mm(g.t(), rows)
-    return dw.to(weight.dtype).reshape(weight.shape).contiguous()
+def joined(found: list[tuple[Tensor, Tensor]], counts: list[int]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of parts with so many values each -> of the whole."""
+    if len(found) == 1:
+        return found[0]
+    shares = found[0][0].new_tensor(counts)[:, None] / sum(counts)
+    means, variances = (torch.stack(vectors) for vectors in zip(*found, strict=True))
+    mean = (shares * means).sum(0)
+    return mean, (shares * (variances + (means - mean) ** 2)).sum(0)
 
 
 class Gate:

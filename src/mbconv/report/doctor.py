@@ -3,8 +3,15 @@
 from typing import Any
 
 
-def doctor_lines(environment: dict[str, Any], kernels: dict[str, Any]) -> list[str]:
-    """One finding a line, from `record.environment()` and `kernels.status()`."""
+def doctor_lines(
+    environment: dict[str, Any],
+    kernels: dict[str, Any],
+    blocks: dict[str, str | None] | None = None,
+) -> list[str]:
+    """One finding a line, from `record.environment()` and `kernels.status()`.
+
+    `blocks`: a model's blocks by name, with the reason why one stays plain.
+    """
     versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
     features = ", ".join(kernels["features"]) or "none that the kernels know"
     lines = [
@@ -17,7 +24,20 @@ def doctor_lines(environment: dict[str, Any], kernels: dict[str, Any]) -> list[s
         "inference   plain modules: the fused operators serve training",
         "plain       blocks with hooks, subclasses, SyncBatchNorm, GELU, or a gate other than SE",
     ]
-    return [*lines, *(f"missing     {item}" for item in _missing(kernels))]
+    lines += [f"missing     {item}" for item in _missing(kernels)]
+    return lines if blocks is None else [*lines, *_block_lines(blocks)]
+
+
+def _block_lines(blocks: dict[str, str | None]) -> list[str]:
+    """How many blocks are fused, then those that are not, together where the reason is one."""
+    fused = sum(reason is None for reason in blocks.values())
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in blocks.items():
+        if reason is not None:
+            by_reason.setdefault(reason, []).append(name)
+    return [f"blocks      {fused} of {len(blocks)} can be fused"] + [
+        f"            {', '.join(names)}: {reason}" for reason, names in by_reason.items()
+    ]
 
 
 def _training(kernels: dict[str, Any]) -> str:

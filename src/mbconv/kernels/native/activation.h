@@ -80,4 +80,27 @@ struct NormVec {
     [[gnu::always_inline]] vec affine(vec centred) const { return centred * scale + beta; }
 };
 
+// The gradient at x of act(norm(x)) for one vector of channels of one sample:
+//     gamma * inverse * (dz - m0 - n * m1),  dz = (g * factor + offset) a'
+// m0 and m1 are the means of dz and of dz * n over the batch, zeros where the statistics are
+// constants.
+template <class Act>
+struct NormBackward {
+    NormVec n;
+    vec m0, m1, factor, offset;
+    template <class Lanes>
+    NormBackward(const Norm& norm, int64_t norms, const float* means, const float* factors,
+                 const float* offsets, int64_t c, Lanes lanes)
+        : n(norm, c, lanes),
+          m0(load(means + c, lanes)),
+          m1(load(means + norms + c, lanes) * n.inverse),
+          factor(factors ? load(factors + c, lanes) : splat(1.0f)),
+          offset(offsets ? load(offsets + c, lanes) : vec{}) {}
+    [[gnu::always_inline]] vec operator()(vec x, vec g) const {
+        const vec centred = n.centred(x);
+        const vec dz = (g * factor + offset) * Act::both(n.affine(centred)).slope;
+        return n.scale * (dz - m0 - centred * m1);
+    }
+};
+
 }  // namespace mbconv

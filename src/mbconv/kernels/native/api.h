@@ -13,8 +13,9 @@ struct Map {
 };
 
 // A depthwise convolution: [n, h, w, c] -> [n, oh, ow, c], `top` and `left` rows of zeros before.
+// With a dilation the stride is 1 and `top` and `left` are multiples of the dilation.
 struct Depthwise {
-    int64_t n, h, w, c, oh, ow, kernel, stride, top, left;
+    int64_t n, h, w, c, oh, ow, kernel, stride, top, left, dilation;
 };
 
 // A sample's pixels are summed in chunks of this many, in float, then in double: neither the

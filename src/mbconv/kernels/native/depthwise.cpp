@@ -4,6 +4,7 @@
 // applied to an input row once, when it enters a ring of `kernel` rows of floats; zeros around the
 // ring stand for the padding, so that no tap asks where it is. Each row of outputs is written and
 // summed (as differences from the task's first output) while it is in the first cache.
+#include <algorithm>
 #include <type_traits>
 #include <vector>
 
@@ -16,21 +17,21 @@ namespace {
 
 constexpr int64_t STRIP = 8;  // outputs whose sums are held in registers together
 
-// Sums of (y - shift) and their squares, one sample and group.
+// Sums of (y - shift) and their squares, one task's.
 struct Sums {
     float shift[GROUP], sum[GROUP], square[GROUP];
 };
 
 template <class Act, class T>
-void activate_row(const T* x, int64_t width, int64_t c, int64_t channels, const Norm& norm,
-                  int64_t columns, float* row) {
+void activate_row(const T* x, const Grid& grid, int64_t channels, const Norm& norm, int64_t columns,
+                  float* row) {
     for_lanes(channels, [&](int64_t lane, auto lanes) {
         const NormVec n(norm, lane, lanes);
         float* const own = row + part(lane, columns);
-        for (int64_t i = 0; i < width; ++i) {
-            if (lane == 0) __builtin_prefetch(x + (i + width) * c);
-            store(own + i * LANES,
-                  Act::value(n.affine(n.centred(load(x + i * c + lane, lanes)))));
+        for (int64_t i = 0; i < grid.w; ++i) {
+            const T* const pixel = x + i * grid.pixel;
+            if (lane == 0) __builtin_prefetch(pixel + grid.row);
+            store(own + i * LANES, Act::value(n.affine(n.centred(load(pixel + lane, lanes)))));
         }
     });
 }
@@ -60,21 +61,21 @@ void convolve_row(const float* const* rows, const float* weights, vec start, int
 }
 
 template <class T>
-void store_row(const float* row, int64_t width, int64_t c, int64_t channels, int64_t columns,
-               bool first, Sums* sums, T* y) {
+void store_row(const float* row, const Grid& grid, int64_t channels, int64_t columns, bool first,
+               Sums* sums, T* y) {
     for_lanes(channels, [&](int64_t lane, auto lanes) {
         const float* const own = row + part(lane, columns);
         if (!sums) {
-            for (int64_t i = 0; i < width; ++i)
-                store(y + i * c + lane, load(own + i * LANES), lanes);
+            for (int64_t i = 0; i < grid.w; ++i)
+                store(y + i * grid.pixel + lane, load(own + i * LANES), lanes);
             return;
         }
         if (first) store(sums->shift + lane, as_stored(y, load(own)));
         const vec shift = load(sums->shift + lane);
         vec s{}, q{};
-        for (int64_t i = 0; i < width; ++i) {
+        for (int64_t i = 0; i < grid.w; ++i) {
             const vec v = load(own + i * LANES);
-            store(y + i * c + lane, v, lanes);
+            store(y + i * grid.pixel + lane, v, lanes);
             const vec d = as_stored(y, v) - shift;
             s += d;
             q += d * d;
@@ -91,41 +92,42 @@ int64_t columns(const Depthwise& d) {
 }
 
 template <class T>
-using Activate = void (*)(const T*, int64_t, int64_t, int64_t, const Norm&, int64_t, float*);
+using Activate = void (*)(const T*, const Grid&, int64_t, const Norm&, int64_t, float*);
 
 template <int K, int S, class T>
-void sweep(const T* x, const Depthwise& d, int64_t sample, int64_t group, const float* norm,
+void sweep(const T* x, const Depthwise& d, const Task& task, const float* norm,
            Activate<T> activate, const float* weight, const float* bias, float* scratch, Sums* sums,
            T* y) {
-    const int64_t begin = group * GROUP, channels = d.c - begin;
+    const Grid in = task.in(d), target = task.out(d);
+    const int64_t begin = task.group * GROUP, channels = d.c - begin, above = d.top / d.dilation;
     const int64_t outputs = rounded_up(d.ow, STRIP), width = columns(d), row_size = width * GROUP;
     float* const zeros = scratch + K * row_size;
     float* const out = zeros + row_size;
     float* const weights = out + outputs * GROUP;
+    if (d.dilation > 1) std::fill(scratch, out, 0.0f);  // the last task's grid may be wider
     load_weights(weight + begin * K * K, K * K, channels, weights);
-    const T* const plane = x + sample * d.h * d.w * d.c + begin;
-    T* const target = y + sample * d.oh * d.ow * d.c + begin;
+    x += task.sample * d.h * d.w * d.c + begin;
+    y += task.sample * d.oh * d.ow * d.c + begin;
     int64_t loaded = 0;
-    for (int64_t oh = 0; oh < d.oh; ++oh) {
-        const int64_t top = oh * S - d.top;
-        for (; loaded < d.h && loaded < top + K; ++loaded) {
-            float* row = scratch + loaded % K * row_size + d.left * LANES;
-            const T* source = plane + loaded * d.w * d.c;
+    for (int64_t oh = 0; oh < target.h; ++oh) {
+        const int64_t top = oh * S - above;
+        for (; loaded < in.h && loaded < top + K; ++loaded) {
+            float* row = scratch + loaded % K * row_size + d.left / d.dilation * LANES;
             if (norm)
-                activate(source, d.w, d.c, channels, Norm(norm, d.c, begin), width, row);
+                activate(x + in.at(loaded), in, channels, Norm(norm, d.c, begin), width, row);
             else
-                load_row(source, d.w, d.c, channels, width, row);
+                load_row(x + in.at(loaded), in, channels, width, row);
         }
         for_lanes(channels, [&](int64_t lane, auto lanes) {
             const float* rows[K];
             for (int64_t kh = 0; kh < K; ++kh) {
-                const bool inside = top + kh >= 0 && top + kh < d.h;
+                const bool inside = top + kh >= 0 && top + kh < in.h;
                 rows[kh] = (inside ? scratch + (top + kh) % K * row_size : zeros) + part(lane, width);
             }
             const vec start = bias ? load(bias + begin + lane, lanes) : vec{};
-            convolve_row<K, S>(rows, weights + lane, start, d.ow, out + part(lane, outputs));
+            convolve_row<K, S>(rows, weights + lane, start, target.w, out + part(lane, outputs));
         });
-        store_row(out, d.ow, d.c, channels, outputs, oh == 0, sums, target + oh * d.ow * d.c);
+        store_row(out, target, channels, outputs, oh == 0, sums, y + target.at(oh));
     }
 }
 
@@ -134,32 +136,39 @@ int64_t scratch_size(const Depthwise& d) {
 }
 
 void join(const std::vector<Sums>& sums, const Depthwise& d, float* mean, float* variance) {
-    const double n = static_cast<double>(d.oh * d.ow);
-    for (int64_t c = 0; c < d.c; ++c) {
-        double middle = 0, total = 0, seen = 0;
-        for (int64_t sample = 0; sample < d.n; ++sample, seen += n) {
-            const Sums& own = sums[sample * groups(d.c) + c / GROUP];
-            const double s = own.sum[c % GROUP], gap = own.shift[c % GROUP] + s / n - middle;
-            middle += gap * n / (seen + n);
-            total += own.square[c % GROUP] - s * s / n + gap * gap * seen * n / (seen + n);
+    std::vector<double> middle(d.c, 0.0), total(d.c, 0.0), seen(d.c, 0.0);
+    for (int64_t number = 0; number < Task::count(d); ++number) {
+        const Task task(d, number);
+        const Grid grid = task.out(d);
+        const double n = static_cast<double>(grid.h * grid.w);
+        if (!n) continue;  // a phase beyond a tiny map
+        const int64_t begin = task.group * GROUP;
+        for (int64_t c = begin; c < d.c && c < begin + GROUP; ++c) {
+            const Sums& own = sums[number];
+            const double s = own.sum[c - begin], gap = own.shift[c - begin] + s / n - middle[c];
+            middle[c] += gap * n / (seen[c] + n);
+            total[c] += own.square[c - begin] - s * s / n + gap * gap * seen[c] * n / (seen[c] + n);
+            seen[c] += n;
         }
-        mean[c] = static_cast<float>(middle);
-        variance[c] = static_cast<float>(total < 0 || seen == 0 ? 0.0 : total / seen);
+    }
+    for (int64_t c = 0; c < d.c; ++c) {
+        mean[c] = static_cast<float>(middle[c]);
+        variance[c] = static_cast<float>(total[c] < 0 || !seen[c] ? 0.0 : total[c] / seen[c]);
     }
 }
 
 template <class T>
 bool depthwise(const T* x, const Depthwise& d, const float* norm, int act, const float* weight,
                const float* bias, int threads, T* y, float* mean, float* variance) {
-    const int64_t per = groups(d.c), size = scratch_size(d);
-    std::vector<Sums> sums(mean ? d.n * per : 0);  // zeros
+    const int64_t tasks = Task::count(d), size = scratch_size(d);
+    std::vector<Sums> sums(mean ? tasks : 0);  // zeros
     std::vector<float> scratch(threads * size, 0.0f);
     Activate<T> activate = nullptr;
     with_activation(act, [&](auto kind) { activate = activate_row<decltype(kind), T>; });
     const bool known = with_geometry(d.kernel, d.stride, [&](auto k, auto s) {
-        parallel(d.n * per, threads, [&](int64_t task, int thread) {
-            sweep<k, s>(x, d, task / per, task % per, norm, activate, weight, bias,
-                        &scratch[thread * size], mean ? &sums[task] : nullptr, y);
+        parallel(tasks, threads, [&](int64_t task, int thread) {
+            sweep<k, s>(x, d, Task(d, task), norm, activate, weight, bias, &scratch[thread * size],
+                        mean ? &sums[task] : nullptr, y);
         });
     });
     if (known && mean) join(sums, d, mean, variance);

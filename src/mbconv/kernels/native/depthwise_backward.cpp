@@ -8,6 +8,10 @@
 // weight's gradient. At stride 2 the columns of one parity ("phase") meet the same taps, so that
 // which tap goes with which column is known when this is compiled. The gradients of the weights
 // and the sums are kept a task, and joined in double in the samples' order.
+//
+// Where the convolution's output y has gone through norm, activation and gate (`After`), g is the
+// gradient behind those: rows of g and y become the gradient at y when they enter the ring.
+#include <algorithm>
 #include <type_traits>
 #include <vector>
 
@@ -27,18 +31,19 @@ struct Rows {
 };
 
 template <class Act, class T>
-void prepare_row(const T* x, int64_t width, int64_t c, int64_t channels, const Norm* norm, Rows r) {
+void prepare_row(const T* x, const Grid& grid, int64_t channels, const Norm* norm, Rows r) {
     for_lanes(channels, [&](int64_t lane, auto lanes) {
         const int64_t own = part(lane, r.columns);
         if (!norm) {
-            for (int64_t i = 0; i < width; ++i)
-                store(r.value + own + i * LANES, load(x + i * c + lane, lanes));
+            for (int64_t i = 0; i < grid.w; ++i)
+                store(r.value + own + i * LANES, load(x + i * grid.pixel + lane, lanes));
             return;
         }
         const NormVec n(*norm, lane, lanes);
-        for (int64_t i = 0; i < width; ++i) {
-            if (lane == 0) __builtin_prefetch(x + (i + width) * c);
-            const vec centred = n.centred(load(x + i * c + lane, lanes));
+        for (int64_t i = 0; i < grid.w; ++i) {
+            const T* const pixel = x + i * grid.pixel;
+            if (lane == 0) __builtin_prefetch(pixel + grid.row);
+            const vec centred = n.centred(load(pixel + lane, lanes));
             const Both act = Act::both(n.affine(centred));
             store(r.value + own + i * LANES, act.value);
             store(r.slope + own + i * LANES, act.slope);
@@ -81,23 +86,50 @@ void strip(const float* const* grads, int64_t first_row, const float* weights, c
     for (int i = 0; i < STRIP * S; ++i) store(out + (at * S + i) * LANES, sum[i]);
 }
 
+// What follows the convolution: y its output, the rest as in NormBackward.
 template <class T>
-void finish_row(Rows r, int64_t width, int64_t c, int64_t channels, const Norm* norm, float* sums,
-                T* dz) {
+struct After {
+    const T* y;
+    const float *norm, *means, *factor, *offset;
+};
+
+template <class Act, class T>
+void grad_row(const T* y, const T* g, const After<T>& after, const Grid& grid, int64_t c,
+              const Task& task, int64_t columns, float* row) {
+    const Norm norm(after.norm, c);
+    const auto own = [&](const float* all) { return all ? all + task.sample * c : nullptr; };
+    const int64_t begin = task.group * GROUP;
+    for_lanes(c - begin, [&](int64_t lane, auto lanes) {
+        const NormBackward<Act> back(norm, c, after.means, own(after.factor), own(after.offset),
+                                     begin + lane, lanes);
+        float* const target = row + part(lane, columns);
+        for (int64_t i = 0; i < grid.w; ++i) {
+            const int64_t at = i * grid.pixel;
+            if (lane == 0) {
+                __builtin_prefetch(y + at + grid.row);
+                __builtin_prefetch(g + at + grid.row);
+            }
+            store(target + i * LANES, back(load(y + at + lane, lanes), load(g + at + lane, lanes)));
+        }
+    });
+}
+
+template <class T>
+void finish_row(Rows r, const Grid& grid, int64_t channels, const Norm* norm, float* sums, T* dz) {
     for_lanes(channels, [&](int64_t lane, auto lanes) {
         const int64_t own = part(lane, r.columns);
         if (!norm) {
-            for (int64_t i = 0; i < width; ++i)
-                store(dz + i * c + lane, load(r.sum + own + i * LANES), lanes);
+            for (int64_t i = 0; i < grid.w; ++i)
+                store(dz + i * grid.pixel + lane, load(r.sum + own + i * LANES), lanes);
             return;
         }
         vec s0{}, s1{};
-        for (int64_t i = 0; i < width; ++i) {
+        for (int64_t i = 0; i < grid.w; ++i) {
             const int64_t at = own + i * LANES;
             const vec v = load(r.sum + at) * load(r.slope + at);
             s0 += v;
             s1 += v * load(r.centred + at);
-            store(dz + i * c + lane, v, lanes);
+            store(dz + i * grid.pixel + lane, v, lanes);
         }
         store(sums + lane, load(sums + lane) + s0);
         const vec inverse = load(norm->inverse + lane, lanes);
@@ -109,27 +141,46 @@ void finish_row(Rows r, int64_t width, int64_t c, int64_t channels, const Norm* 
 struct Layout {
     int64_t strips, start, grad_margin, row, grad_row, weights, total;
     explicit Layout(const Depthwise& d) {
-        start = d.left % d.stride;  // the first strip starts at a column of phase 0
+        const int64_t left = d.left / d.dilation;
+        start = left % d.stride;  // the first strip starts at a column of phase 0
         const int64_t span = STRIP * d.stride;
         strips = rounded_up(start + d.w, span) / span;
         grad_margin = (d.kernel - 1) / d.stride;
         row = strips * span * GROUP;
-        const int64_t read = d.left / d.stride + strips * STRIP;
+        const int64_t read = left / d.stride + strips * STRIP;
         grad_row = (grad_margin + (read > d.ow ? read : d.ow)) * GROUP;
         weights = d.kernel * d.kernel * GROUP;
         total = 4 * row + d.kernel * grad_row + 2 * weights;
     }
 };
 
+// The rows' functions for one activation.
 template <class T>
-using Prepare = void (*)(const T*, int64_t, int64_t, int64_t, const Norm*, Rows);
+struct ByActivation {
+    void (*prepare)(const T*, const Grid&, int64_t, const Norm*, Rows);
+    void (*grad)(const T*, const T*, const After<T>&, const Grid&, int64_t, const Task&, int64_t,
+                 float*);
+};
+
+// What all tasks share.
+template <class T>
+struct Job {
+    const T *x, *grad;
+    const Depthwise& d;
+    const float *norm, *weight;
+    After<T> after;
+    ByActivation<T> rows;
+    T* dz;
+};
 
 template <int K, int S, class T>
-void sweep(const T* x, const T* grad, const Depthwise& d, int64_t sample, int64_t group,
-           const float* norm_rows, Prepare<T> prepare, const float* weight, float* scratch,
-           float* dw, float* sums, T* dz) {
+void sweep(const Job<T>& job, const Task& task, float* scratch, float* dw, float* sums) {
+    const Depthwise& d = job.d;
     const Layout size(d);
-    const int64_t begin = group * GROUP, channels = d.c - begin, margin = size.start * LANES;
+    const Grid in = task.in(d), out = task.out(d);
+    const int64_t begin = task.group * GROUP, channels = d.c - begin, margin = size.start * LANES;
+    const int64_t above = d.top / d.dilation, left = d.left / d.dilation;
+    const int64_t strips = rounded_up(size.start + in.w, STRIP * S) / (STRIP * S);
     float* const base = scratch + 4 * size.row;
     float* const weights = base + K * size.grad_row;
     float* const row_dw = weights + size.weights;
@@ -138,60 +189,77 @@ void sweep(const T* x, const T* grad, const Depthwise& d, int64_t sample, int64_
                      scratch + 3 * size.row};
     const Rows pixels{columns, whole.value + margin, whole.slope + margin, whole.centred + margin,
                       whole.sum + margin};
-    const Norm norm(norm_rows, d.c, begin);
-    load_weights(weight + begin * K * K, K * K, channels, weights);
-    const int64_t in = sample * d.h * d.w * d.c + begin;
-    const T* const grads = grad + sample * d.oh * d.ow * d.c + begin;
+    const Norm own(job.norm, d.c, begin), *const norm = job.norm ? &own : nullptr;
+    if (d.dilation > 1) std::fill(scratch, weights, 0.0f);  // the last task's grid may be wider
+    load_weights(job.weight + begin * K * K, K * K, channels, weights);
+    const int64_t first = task.sample * d.h * d.w * d.c + begin;
+    const int64_t first_out = task.sample * d.oh * d.ow * d.c + begin;
     int64_t loaded = 0;
-    for (int64_t ih = 0; ih < d.h; ++ih) {
-        const int64_t reach = ih + d.top;  // tap row kh of output row (reach - kh) / S
-        for (; loaded < d.oh && loaded <= reach / S; ++loaded)
-            load_row(grads + loaded * d.ow * d.c, d.ow, d.c, channels, grad_columns,
-                     base + loaded % K * size.grad_row + size.grad_margin * LANES);
-        prepare(x + in + ih * d.w * d.c, d.w, d.c, channels, norm_rows ? &norm : nullptr, pixels);
+    for (int64_t ih = 0; ih < in.h; ++ih) {
+        const int64_t reach = ih + above;  // tap row kh of output row (reach - kh) / S
+        for (; loaded < out.h && loaded <= reach / S; ++loaded) {
+            float* const row = base + loaded % K * size.grad_row + size.grad_margin * LANES;
+            const int64_t at = first_out + out.at(loaded);
+            if (job.after.y)
+                job.rows.grad(job.after.y + at, job.grad + at, job.after, out, d.c, task,
+                              grad_columns, row);
+            else
+                load_row(job.grad + at, out, channels, grad_columns, row);
+        }
+        job.rows.prepare(job.x + first + in.at(ih), in, channels, norm, pixels);
         std::memset(row_dw, 0, size.weights * sizeof(float));
         for_lanes(channels, [&](int64_t lane, auto) {
             const float* rows[K] = {};
             for (int64_t kh = reach % S; kh < K; kh += S) {
                 const int64_t oh = (reach - kh) / S;
-                if (reach >= kh && oh < d.oh)
+                if (reach >= kh && oh < out.h)
                     rows[kh] = base + oh % K * size.grad_row + part(lane, grad_columns) +
-                               d.left / S * LANES;
+                               left / S * LANES;
             }
-            for (int64_t i = 0; i < size.strips; ++i)
+            for (int64_t i = 0; i < strips; ++i)
                 strip<K, S>(rows, reach % S, weights + lane, whole.value + part(lane, columns),
                             i * STRIP, row_dw + lane, whole.sum + part(lane, columns));
         });
         for (int64_t i = 0; i < size.weights; i += LANES)
             store(dw + i, load(dw + i) + load(row_dw + i));
-        finish_row(pixels, d.w, d.c, channels, norm_rows ? &norm : nullptr, sums,
-                   dz + in + ih * d.w * d.c);
+        finish_row(pixels, in, channels, norm, sums, job.dz + first + in.at(ih));
     }
 }
 
+// The tasks' gradients at the weights and sums, joined in the tasks' order for each group.
+void join(const std::vector<float>& partial, const Depthwise& d, int threads, float* dw,
+          float* sums) {
+    const int64_t taps = d.kernel * d.kernel, own = (taps + 2) * GROUP;
+    const int64_t phases = d.dilation * d.dilation;
+    parallel(groups(d.c), threads, [&](int64_t group, int) {
+        std::vector<double> total(own, 0.0);
+        for (int64_t sample = 0; sample < d.n; ++sample) {
+            const float* task = &partial[(sample * groups(d.c) + group) * phases * own];
+            for (int64_t phase = 0; phase < phases; ++phase, task += own)
+                for (int64_t i = 0; i < own; ++i) total[i] += task[i];
+        }
+        for (int64_t lane = 0, c = group * GROUP; lane < GROUP && c < d.c; ++lane, ++c)
+            for (int64_t t = 0; t < taps + 2; ++t)
+                (t < taps ? dw[c * taps + t] : sums[(t - taps) * d.c + c]) =
+                    static_cast<float>(total[t * GROUP + lane]);
+    });
+}
+
 template <class T>
-bool backward(const T* x, const T* grad, const Depthwise& d, const float* norm, int act,
-              const float* weight, int threads, T* dz, float* dw, float* sums) {
+bool backward(const Job<T>& job, int threads, float* dw, float* sums) {
+    const Depthwise& d = job.d;
     const Layout size(d);
-    const int64_t per = groups(d.c), taps = d.kernel * d.kernel, own = (taps + 2) * GROUP;
-    std::vector<float> partial(d.n * per * own, 0.0f);
+    const int64_t tasks = Task::count(d), taps = d.kernel * d.kernel, own = (taps + 2) * GROUP;
+    std::vector<float> partial(tasks * own, 0.0f);
     std::vector<float> scratch(threads * size.total, 0.0f);
-    Prepare<T> prepare = nullptr;
-    with_activation(act, [&](auto kind) { prepare = prepare_row<decltype(kind), T>; });
     const bool known = with_geometry(d.kernel, d.stride, [&](auto k, auto s) {
-        parallel(d.n * per, threads, [&](int64_t task, int thread) {
+        parallel(tasks, threads, [&](int64_t task, int thread) {
             float* const mine = &partial[task * own];
-            sweep<k, s>(x, grad, d, task / per, task % per, norm, prepare, weight,
-                        &scratch[thread * size.total], mine, mine + taps * GROUP, dz);
+            sweep<k, s>(job, Task(d, task), &scratch[thread * size.total], mine,
+                        mine + taps * GROUP);
         });
     });
-    for (int64_t c = 0; known && c < d.c; ++c)
-        for (int64_t t = 0; t < taps + 2; ++t) {
-            double sum = 0;
-            for (int64_t sample = 0; sample < d.n; ++sample)
-                sum += partial[(sample * per + c / GROUP) * own + t * GROUP + c % GROUP];
-            (t < taps ? dw[c * taps + t] : sums[(t - taps) * d.c + c]) = static_cast<float>(sum);
-        }
+    if (known) join(partial, d, threads, dw, sums);
     return known;
 }
 
@@ -202,11 +270,19 @@ using namespace mbconv;
 
 MBCONV_API int mbconv_depthwise_backward(const void* x, const void* grad, int half,
                                          const Depthwise* d, const float* norm, int act,
-                                         const float* weight, int threads, void* dz, float* dw,
+                                         const float* weight, const void* y, const float* y_norm,
+                                         const float* means, const float* factor,
+                                         const float* offset, int threads, void* dz, float* dw,
                                          float* sums) {
-    if (half)
-        return backward(static_cast<const bf16*>(x), static_cast<const bf16*>(grad), *d, norm, act,
-                        weight, threads, static_cast<bf16*>(dz), dw, sums);
-    return backward(static_cast<const float*>(x), static_cast<const float*>(grad), *d, norm, act,
-                    weight, threads, static_cast<float*>(dz), dw, sums);
+    const auto run = [&](auto format) {
+        using T = decltype(format);
+        Job<T> job{static_cast<const T*>(x), static_cast<const T*>(grad), *d, norm, weight,
+                   {static_cast<const T*>(y), y_norm, means, factor, offset}, {},
+                   static_cast<T*>(dz)};
+        with_activation(act, [&](auto kind) {
+            job.rows = {prepare_row<decltype(kind), T>, grad_row<decltype(kind), T>};
+        });
+        return backward(job, threads, dw, sums);
+    };
+    return half ? run(bf16{}) : run(0.0f);
 }

@@ -102,6 +102,11 @@ void normalise_any(const T* x, const Map& m, const float* norm, int act, const f
     });
 }
 
+template <class T>
+void pool_any(const T* x, const Map& m, const float* norm, int act, int threads, float* mean) {
+    with_activation(act, [&](auto kind) { pool<decltype(kind)>(x, m, norm, threads, mean); });
+}
+
 }  // namespace
 }  // namespace mbconv
 
@@ -119,11 +124,8 @@ MBCONV_API void mbconv_normalise(const void* x, int half, const Map* m, const fl
 
 MBCONV_API void mbconv_pool(const void* x, int half, const Map* m, const float* norm, int act,
                             int threads, float* mean) {
-    with_activation(act, [&](auto kind) {
-        using Act = decltype(kind);
-        if (half)
-            pool<Act>(static_cast<const bf16*>(x), *m, norm, threads, mean);
-        else
-            pool<Act>(static_cast<const float*>(x), *m, norm, threads, mean);
-    });
+    if (half)
+        pool_any(static_cast<const bf16*>(x), *m, norm, act, threads, mean);
+    else
+        pool_any(static_cast<const float*>(x), *m, norm, act, threads, mean);
 }

@@ -111,25 +111,19 @@ void reduce_any(const T* x, const T* grad, const Map& m, const float* norm, int 
     });
 }
 
-template <class Act, bool GRAD, bool PER_SAMPLE, class T>
+template <class Act, bool GRAD, class T>
 void apply_rows(const T* x, const T* grad, int64_t rows, int64_t c, const Norm& norm,
                 const float* factor, const float* offset, const float* means, T* dx) {
     for_vectors(c, c, [&](int64_t i, auto lanes) {
-        const NormVec n(norm, i, lanes);
-        const vec m0 = load(means + i, lanes), m1 = load(means + c + i, lanes) * n.inverse;
-        const vec f = PER_SAMPLE && factor ? load(factor + i, lanes) : splat(1.0f);
-        const vec o = PER_SAMPLE && offset ? load(offset + i, lanes) : vec{};
+        const NormBackward<Act> back(norm, c, means, factor, offset, i, lanes);
         for (int64_t at = i; at < rows * c; at += c) {
-            const vec centred = n.centred(load(x + at, lanes));
-            vec g = GRAD ? load(grad + at, lanes) : vec{};
-            if (PER_SAMPLE) g = GRAD ? g * f + o : o;
-            const vec dz = g * Act::both(n.affine(centred)).slope;
-            store(dx + at, n.scale * (dz - m0 - centred * m1), lanes);
+            const vec g = GRAD ? load(grad + at, lanes) : vec{};
+            store(dx + at, back(load(x + at, lanes), g), lanes);
         }
     });
 }
 
-template <class Act, bool GRAD, bool PER_SAMPLE, class T>
+template <class Act, bool GRAD, class T>
 void apply(const T* x, const T* grad, const Map& m, const float* rows, const float* factor,
            const float* offset, const float* means, int threads, T* dx) {
     const Norm norm(rows, m.c);
@@ -139,7 +133,7 @@ void apply(const T* x, const T* grad, const Map& m, const float* rows, const flo
         const int64_t pixels = rest < CHUNK ? rest : CHUNK;
         for (int64_t p = 0; p < pixels; p += ROWS) {
             const int64_t at = (sample * m.pixels + first + p) * m.c;
-            apply_rows<Act, GRAD, PER_SAMPLE>(
+            apply_rows<Act, GRAD>(
                 x + at, GRAD ? grad + at : nullptr, pixels - p < ROWS ? pixels - p : ROWS, m.c,
                 norm, factor ? factor + sample * m.c : nullptr,
                 offset ? offset + sample * m.c : nullptr, means, dx + at);
@@ -152,12 +146,10 @@ void apply_any(const T* x, const T* grad, const Map& m, const float* norm, int a
                const float* factor, const float* offset, const float* means, int threads, T* dx) {
     with_activation(act, [&](auto kind) {
         using Act = decltype(kind);
-        if (!grad)
-            apply<Act, false, true>(x, grad, m, norm, factor, offset, means, threads, dx);
-        else if (factor || offset)
-            apply<Act, true, true>(x, grad, m, norm, factor, offset, means, threads, dx);
+        if (grad)
+            apply<Act, true>(x, grad, m, norm, factor, offset, means, threads, dx);
         else
-            apply<Act, true, false>(x, grad, m, norm, factor, offset, means, threads, dx);
+            apply<Act, false>(x, grad, m, norm, factor, offset, means, threads, dx);
     });
 }
 

@@ -14,6 +14,37 @@ constexpr int64_t GROUP = 32;
 inline int64_t groups(int64_t c) { return (c + GROUP - 1) / GROUP; }
 inline int64_t rounded_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
+// The part of a map that a task works on: of a dilated convolution every r-th row and column, which
+// meet no others and among themselves an undilated kernel; else the whole. Distances in elements.
+struct Grid {
+    int64_t h, w, first, row, pixel;
+    Grid(int64_t height, int64_t width, int64_t c, int64_t dilation, int64_t phase) {
+        const int64_t i = phase / dilation, j = phase % dilation;
+        h = (height - i + dilation - 1) / dilation;
+        w = (width - j + dilation - 1) / dilation;
+        first = (i * width + j) * c;
+        row = dilation * width * c;
+        pixel = dilation * c;
+    }
+    int64_t at(int64_t r) const { return first + r * row; }
+};
+
+// A task: phases of one sample's group of channels lie side by side.
+struct Task {
+    int64_t phase, group, sample;
+    Task(const Depthwise& d, int64_t number) {
+        phase = number % (d.dilation * d.dilation);
+        const int64_t rest = number / (d.dilation * d.dilation);
+        group = rest % groups(d.c);
+        sample = rest / groups(d.c);
+    }
+    static int64_t count(const Depthwise& d) {
+        return d.n * groups(d.c) * d.dilation * d.dilation;
+    }
+    Grid in(const Depthwise& d) const { return {d.h, d.w, d.c, d.dilation, phase}; }
+    Grid out(const Depthwise& d) const { return {d.oh, d.ow, d.c, d.dilation, phase}; }
+};
+
 // f(first lane, lanes) for each vector of a group that holds any of the `channels` from its begin.
 template <class F>
 inline void for_lanes(int64_t channels, F&& f) {
@@ -23,15 +54,14 @@ inline void for_lanes(int64_t channels, F&& f) {
 // Where a row holds the vector that starts at channel `lane` of the group.
 inline int64_t part(int64_t lane, int64_t columns) { return lane * columns; }
 
-// One row of a map, as floats. The next row is fetched meanwhile: neighbours in a row are C apart.
+// One row of a grid, as floats. The next row is fetched meanwhile: neighbours lie far apart.
 template <class T>
-inline void load_row(const T* x, int64_t width, int64_t c, int64_t channels, int64_t columns,
-                     float* row) {
+inline void load_row(const T* x, const Grid& grid, int64_t channels, int64_t columns, float* row) {
     for_lanes(channels, [&](int64_t lane, auto lanes) {
         float* const own = row + part(lane, columns);
-        for (int64_t i = 0; i < width; ++i) {
-            if (lane == 0) __builtin_prefetch(x + (i + width) * c);
-            store(own + i * LANES, load(x + i * c + lane, lanes));
+        for (int64_t i = 0; i < grid.w; ++i) {
+            if (lane == 0) __builtin_prefetch(x + i * grid.pixel + grid.row);
+            store(own + i * LANES, load(x + i * grid.pixel + lane, lanes));
         }
     });
 }

@@ -1,0 +1,113 @@
+"""A block's spatial convolution: depthwise, behind an expansion or not, or dense (Fused-MBConv).
+
+The dense one is the library's. Maps are [N, H, W, C].
+"""
+
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mbconv.kernels.norm import wide
+from mbconv.kernels.parts import joined, nothing, slabs
+from mbconv.kernels.reference import Act, After, Geometry, pads
+
+Moments = tuple[Tensor, Tensor]
+
+
+def is_dense(weight: Tensor) -> bool:
+    """[E, C, k, k] rather than [E, 1, k, k]."""
+    return weight.shape[1] > 1
+
+
+def convolve(
+    k: ModuleType,
+    x: Tensor,
+    norm: Tensor | None,
+    act: Act,
+    weight: Tensor,
+    place: Geometry,
+    statistics: bool,
+) -> tuple[Tensor, Moments | None]:
+    """Convolution of act(norm(x)), of x without norm; with `statistics` its output's moments."""
+    if not is_dense(weight):
+        own = weight.to(wide(x)).contiguous()
+        found: tuple[Tensor, Moments | None] = k.depthwise(
+            x, norm, act, own, place, statistics=statistics
+        )
+        return found
+    whole, padding = _operand(x, place)
+    y = F.conv2d(whole, weight.to(x.dtype), None, place.stride, padding, place.dilation)
+    y = y.permute(0, 2, 3, 1).contiguous()
+    return y, k.moments(y) if statistics else None
+
+
+def expand_and_convolve(
+    k: ModuleType,
+    x: Tensor,
+    expand: Tensor,
+    norm: Tensor,
+    act: Act,
+    weight: Tensor,
+    place: Geometry,
+    statistics: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Moments | None]:
+    """The expanded map e, slab by slab, and the depthwise convolution of act(norm(e)) after each.
+
+    Returns e (empty unless it is to be kept), the convolution's output and its moments.
+    """
+    channels, own = weight.shape[0], weight.to(wide(x)).contiguous()
+    e = x.new_empty(*x.shape[:3], channels) if keep else nothing(x)
+    d = x.new_empty(len(x), *place.output(*x.shape[1:3]), channels)
+    found, counts = [], []
+    for part in slabs(x, channels):
+        expanded = k.product(x[part], expand.flatten(1), e[part] if keep else None)
+        moments = k.depthwise(expanded, norm, act, own, place, statistics=statistics, out=d[part])[
+            1
+        ]
+        found.append(moments)
+        counts.append(len(expanded))
+    return e, d, joined(found, counts) if statistics else None
+
+
+def convolve_backward(
+    k: ModuleType,
+    x: Tensor,
+    grad: Tensor,
+    act: Act,
+    weight: Tensor,
+    place: Geometry,
+    after: After,
+    need_dx: bool,
+) -> tuple[Tensor, Tensor]:
+    """`grad`, that of what came `after`, -> gradients at x and at the weight; without norm."""
+    if not is_dense(weight):
+        own = weight.to(wide(x)).contiguous()
+        dx, dw, _ = k.depthwise_backward(x, grad, None, act, own, place, after)
+        return dx, dw
+    dy = k.apply(after.y, grad, after.norm, act, after.means, factor=after.factor,
+                 offset=after.offset)  # fmt: skip
+    (whole, padding), two = _operand(x, place), [0, 0]
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        dy.permute(0, 3, 1, 2), whole, weight.to(x.dtype), None, [place.stride] * 2, padding,
+        [place.dilation] * 2, False, two, 1, [need_dx, True, False],
+    )  # fmt: skip
+    if not need_dx:
+        return x.new_empty(0), dw.contiguous()
+    if padding == two:
+        dx = dx[:, :, place.top :, place.left :][:, :, : x.shape[1], : x.shape[2]]
+    return dx.permute(0, 2, 3, 1).contiguous(), dw.contiguous()
+
+
+def _operand(x: Tensor, place: Geometry) -> tuple[Tensor, list[int]]:
+    """The map as the library takes it, and the padding that is left to it: none where the two
+    sides differ so much that its own, which is the same on both, would not do."""
+    maps, sides = x.permute(0, 3, 1, 2), [place.top, place.left]
+    size = [(n + 2 * p - place.reach) // place.stride + 1
+            for n, p in zip(x.shape[1:3], sides, strict=True)]  # fmt: skip
+    if tuple(size) == place.output(*x.shape[1:3]):
+        return maps, sides
+    padded = F.pad(maps, pads(x, place))
+    return padded.contiguous(memory_format=torch.channels_last), [0, 0]

@@ -1,0 +1,137 @@
+// A 1x1 convolution: rows of x [rows, k] times a small matrix [k, n].
+//
+// Order: 64 rows > strip of three vectors of outputs > eight rows > k. The matrix is first copied
+// strip by strip, so that what one step along k needs lies together, and stays in the second cache;
+// a strip's 24 sums stay in registers over all of k. Where the processor multiplies pairs of bf16
+// (two products and two sums an instruction), a step is two of k, else one, in float.
+#include <vector>
+
+#include "api.h"
+#include "pairs.h"
+#include "parallel.h"
+
+namespace mbconv {
+namespace {
+
+constexpr int64_t BLOCK = 64;       // rows of a task
+constexpr int64_t ROWS = 8;         // whose sums are held in registers together
+constexpr int VECTORS = 3;          // of outputs, as well
+constexpr int64_t STRIP = VECTORS * LANES;
+
+// The matrix as it lies: element (k, n) at weight[k * along_k + n * along_n].
+struct Matrix {
+    const float* weight;
+    int64_t k, n, along_k, along_n;
+    float at(int64_t i, int64_t j) const {
+        return i < k && j < n ? weight[i * along_k + j * along_n] : 0.0f;
+    }
+};
+
+inline uint16_t rounded(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);
+    return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+template <class T>
+inline float as_stored_scalar(float x) {
+    if (sizeof(T) == 4) return x;
+    const uint32_t bits = static_cast<uint32_t>(rounded(x)) << 16;
+    float y;
+    std::memcpy(&y, &bits, 4);
+    return y;
+}
+
+// One strip: [steps][STRIP] of floats, or of pairs of bf16 in a float's place.
+template <class T>
+void pack(const Matrix& m, int64_t strip, int64_t steps, float* out) {
+    for (int64_t s = 0; s < steps; ++s)
+        for (int64_t i = 0; i < STRIP; ++i) {
+            const int64_t j = strip * STRIP + i;
+            float& place = out[s * STRIP + i];
+            if (PAIRS<T>) {
+                const uint32_t pair = rounded(m.at(2 * s, j)) |
+                                      static_cast<uint32_t>(rounded(m.at(2 * s + 1, j))) << 16;
+                std::memcpy(&place, &pair, 4);
+            } else {
+                place = as_stored_scalar<T>(m.at(s, j));
+            }
+        }
+}
+
+// `V` vectors of R rows; `last` are the channels of the last vector.
+template <int R, int V, class T>
+void tile(const T* x, int64_t k, const float* strip, int64_t steps, int64_t n, int64_t last, T* y) {
+    vec sum[R][V] = {};
+    for (int64_t s = 0; s < steps; ++s) {
+        vec w[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) w[v] = load(strip + s * STRIP + v * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const vec a = spread(x + r * k + s * STEP<T>);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) sum[r][v] = multiply_add<T>(a, w[v], sum[r][v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V - 1; ++v) store(y + r * n + v * LANES, sum[r][v]);
+        T* const end = y + r * n + (V - 1) * LANES;
+        if (last == LANES)
+            store(end, sum[r][V - 1]);
+        else
+            store(end, sum[r][V - 1], Some{last});
+    }
+}
+
+template <int V, class T>
+void rows_of_strip(const T* x, int64_t rows, int64_t k, const float* strip, int64_t steps,
+                   int64_t n, int64_t last, T* y) {
+    int64_t r = 0;
+    for (; r + ROWS <= rows; r += ROWS) tile<ROWS, V>(x + r * k, k, strip, steps, n, last, y + r * n);
+    for (; r < rows; ++r) tile<1, V>(x + r * k, k, strip, steps, n, last, y + r * n);
+}
+
+template <class T>
+void product(const T* x, int64_t rows, const Matrix& m, int threads, T* y) {
+    const int64_t steps = PAIRS<T> ? (m.k + 1) / 2 : m.k, strips = (m.n + STRIP - 1) / STRIP;
+    std::vector<float> packed(strips * steps * STRIP);
+    parallel(strips, threads, [&](int64_t strip, int) {
+        pack<T>(m, strip, steps, &packed[strip * steps * STRIP]);
+    });
+    parallel((rows + BLOCK - 1) / BLOCK, threads, [&](int64_t task, int) {
+        const int64_t first = task * BLOCK, own = rows - first < BLOCK ? rows - first : BLOCK;
+        for (int64_t strip = 0; strip < strips; ++strip) {
+            const int64_t begin = strip * STRIP, left = m.n - begin;
+            const float* const w = &packed[strip * steps * STRIP];
+            const T* const from = x + first * m.k;
+            T* const to = y + first * m.n + begin;
+            if (left > 2 * LANES)
+                rows_of_strip<3>(from, own, m.k, w, steps, m.n,
+                                 left >= STRIP ? LANES : left - 2 * LANES, to);
+            else if (left > LANES)
+                rows_of_strip<2>(from, own, m.k, w, steps, m.n, left - LANES, to);
+            else
+                rows_of_strip<1>(from, own, m.k, w, steps, m.n, left, to);
+        }
+    });
+}
+
+}  // namespace
+}  // namespace mbconv
+
+using namespace mbconv;
+
+// Pairs are read in twos: with bf16, k must be even.
+MBCONV_API void mbconv_product(const void* x, int half, int64_t rows, const float* weight,
+                               int64_t k, int64_t n, int64_t along_k, int64_t along_n, int threads,
+                               void* y) {
+    const Matrix m{weight, k, n, along_k, along_n};
+    if (half)
+        product(static_cast<const bf16*>(x), rows, m, threads, static_cast<bf16*>(y));
+    else
+        product(static_cast<const float*>(x), rows, m, threads, static_cast<float*>(y));
+}
