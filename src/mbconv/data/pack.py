@@ -20,6 +20,7 @@ from mbconv.errors import UserError
 from mbconv.files import write_text
 
 SHARD_SIZE = 256_000_000  # bytes
+_BLOCK, _END = 512, 20 * 512  # bytes: a tar's unit, and the most that its end takes
 
 
 def pack(
@@ -29,7 +30,7 @@ def pack(
     shard_size: int = SHARD_SIZE,
     progress: Notify | None = None,
 ) -> list[Path]:
-    """Write `out/train-000000.tar` and so on, at most `shard_size` bytes of pictures each.
+    """Write `out/train-000000.tar` and so on, of at most `shard_size` bytes or one picture each.
 
     The layout is webdataset's: the picture's own bytes as `KEY.jpg`, `KEY.cls` with the number of
     its class and `KEY.json` with the names of class and picture; `classes.json` beside the shards
@@ -65,9 +66,9 @@ def _write(dataset: Dataset, folder: Path, shard_size: int, progress: Notify | N
     for split, samples in dataset.splits.items():
         with closing(_Shards(folder, split, shard_size)) as shards:
             for number, sample in enumerate(random.Random(0).sample(samples, len(samples))):
-                data = read(sample.path)
-                shards.reserve(len(data))
-                for ending, content in _files(dataset, sample, data):
+                files = list(_files(dataset, sample, read(sample.path)))
+                shards.reserve(sum(_stored(content) for _, content in files))
+                for ending, content in files:
                     shards.add(f"{number:08d}{ending}", content)
                 done += 1
                 if progress is not None:
@@ -83,9 +84,9 @@ class _Shards:
         self._tar: tarfile.TarFile | None = None
 
     def reserve(self, size: int) -> None:
-        """Begin a new shard unless `size` more bytes of pictures fit into this one."""
+        """Begin a new shard unless `size` more bytes fit into this one."""
         self._written += size
-        if self._tar is None or self._written > self._limit:
+        if self._tar is None or self._written > self._limit - _END:
             self.close()
             path = self._folder / f"{self._split}-{self._count:06d}.tar"
             self._tar = tarfile.open(path, "w")  # noqa: SIM115  # closed by `close`
@@ -101,6 +102,11 @@ class _Shards:
     def close(self) -> None:
         if self._tar is not None:
             self._tar.close()
+
+
+def _stored(content: bytes) -> int:
+    """What a file takes in a tar: a header, and its content to a full block."""
+    return _BLOCK * (1 - (-len(content) // _BLOCK))
 
 
 def _files(dataset: Dataset, sample: Sample, data: bytes) -> Iterator[tuple[str, bytes]]:
