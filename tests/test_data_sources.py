@@ -312,6 +312,22 @@ def test_sizes(size: str, expected: int) -> None:
     assert Size().convert(size, None, None) == expected
 
 
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("shards/train-{000..009}.tar", "train"),
+        ("https://host/shards/{train,val}-{000..009}.tar", "shards"),
+        ("photos/list.csv", "list"),
+        ("hf:owner/beans:large", "beans"),
+        ("{a,b}.tar", "data"),
+    ],
+)
+def test_a_run_is_named_after_its_data(data: str, name: str) -> None:
+    from mbconv.cli.classifier import _free_folder
+
+    assert _free_folder(data) == Path("runs", name)
+
+
 def test_train_names_its_run_after_the_data(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,6 @@ def _free_folder(data: str) -> Path:
     """runs/<name of the data>, with a number behind it where that is taken."""
     path = Path(data.removeprefix("hf:"))
     name = path.resolve().name if path.is_dir() else re.split(r"[{.:]", path.name)[0].strip("-_")
-    name = name or "data"
+    name = name or path.parent.name or "data"  # of a pattern that begins with braces
     numbers = (f"runs/{name}" if n == 1 else f"runs/{name}-{n}" for n in range(1, 10_000))
     return next(path for path in map(Path, numbers) if not path.exists())
