@@ -70,9 +70,10 @@ def scan_shards(text: str, progress: Notify | None = None) -> Dataset:
     own = {entry.name for _, entry in rows}
     by_name = None not in own and len(own) == len(rows)
     found = []
+    folders = {shard: shard.relative_to(root).with_suffix("").as_posix() for shard in shards}
     for shard, entry in rows:
-        inside = f"{shard.relative_to(root).with_suffix('').as_posix()}/{entry.member}"
-        part = Part(shard, entry.offset, entry.size, str(entry.name) if by_name else inside)
+        name = entry.name if by_name and entry.name else f"{folders[shard]}/{entry.member}"
+        part = Part(shard, entry.offset, entry.size, name)
         found.append(Labelled(part, _label(text, entry, names), splits[shard]))
     return assemble(root, found, order=names, ignored=ignored, given="" if is_folder else text)
 
