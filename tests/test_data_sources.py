@@ -169,7 +169,7 @@ def test_a_packed_folder_trains_as_the_folder(quick: None, tmp_path: Path) -> No
     assert all("thumbnail" in mistake for mistake in mistakes)
 
 
-@pytest.mark.parametrize("kind", ["table", "pattern"])
+@pytest.mark.parametrize("kind", ["table", "pattern", "saved"])
 def test_an_interrupted_run_goes_on(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -180,6 +180,13 @@ def test_an_interrupted_run_goes_on(
         ]
         (tmp_path / "list.csv").write_text("\n".join(("file,class", *rows)))
         source = "list.csv"
+    elif kind == "saved":
+        datasets = pytest.importorskip("datasets")
+        files = sorted(data.rglob("*.png"))
+        columns = {"image": [str(p) for p in files], "label": [p.parent.name for p in files]}
+        table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+        table.save_to_disk(tmp_path / "saved")
+        source = "saved"
     else:
         pack(scan(data), tmp_path / "shards", shard_size=60_000)
         count = len(list((tmp_path / "shards").glob("*.tar")))
