@@ -15,6 +15,7 @@ from torch import nn
 from mbconv.arch.block import Block
 from mbconv.arch.spec import Spec, Stage
 from mbconv.data.decode import Unreadable
+from mbconv.data.source import scan
 from mbconv.measure.accuracy import evaluate
 from mbconv.measure.gradcam import crop, explain_mistakes, grad_cam, overlay
 from mbconv.nn.model import MBConvNet, build
@@ -149,8 +150,9 @@ def test_mistakes_get_their_pictures(tmp_path: Path) -> None:
     record = evaluate(model, tmp_path)
     mistakes = record.detail["mistakes"]
     assert [m["path"] for m in mistakes] == ["red/0.png", "red/1.png", "red/2.png"]
+    dataset = scan(tmp_path)
     (tmp_path / "red" / "1.png").unlink()
-    explain_mistakes(model, record, tmp_path, limit=2)
+    explain_mistakes(model, record, dataset, limit=2)
     assert ["thumbnail" in m for m in mistakes] == [True, False, False]
     prefix = "data:image/jpeg;base64,"
     images = []

@@ -100,10 +100,10 @@ def test_names_that_are_no_utf8_can_be_written_down(tmp_path: Path) -> None:
         (("a/1.jpg", "a/2.jpg"), r"one class only \(a\)"),
         (("a/1.jpg", "a/2.jpg", "b/1.jpg"), "class b in .* has one picture"),
         (("train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg", "train/b/2.jpg", "test/c/1.jpg",
-          "test/d/1.jpg"), "classes c and d in the test folder .* are not in its train"),
+          "test/d/1.jpg"), "classes c and d in the test split .* are not in its train"),
         (("train/a/1.jpg", "car/1.jpg", "boat/2.jpg"), "split folders .* boat and car"),
         (("train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"), "two folders for one split"),
-        (("val/a/1.jpg", "test/b/1.jpg"), "no train folder"),
+        (("val/a/1.jpg", "test/b/1.jpg"), "no train split"),
     ],
 )  # fmt: skip
 def test_bad_folders_get_one_sentence(tmp_path: Path, files: tuple[str, ...], message: str) -> None:

@@ -1,6 +1,7 @@
 """`mbconv train`, `eval` and `predict`: from a folder of pictures to answers."""
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -8,11 +9,11 @@ from typing import Any, Literal
 
 import click
 
-from mbconv.cli.base import Duration, main, offline
+from mbconv.cli.base import Duration, data_root, find_data, main, offline
 
 
 @main.command()
-@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.argument("data", required=False)
 @click.option("--model", default="efficientnet_lite0", show_default=True, metavar="MODEL")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/<DATA>]")
 @click.option("--epochs", type=click.IntRange(min=1), help="Default: by the number of pictures.")
@@ -23,14 +24,15 @@ from mbconv.cli.base import Duration, main, offline
 @click.option("--flip/--no-flip", default=True, help="Mirror pictures; not for digits or text.")
 @click.option("--config", type=click.Path(path_type=Path), help="Train as this config.json says.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
+@data_root
 @offline
-def train(data: Path | None, resume: Path | None, **options: Any) -> None:
-    """Train on a folder of pictures: DATA/<class>/*, or DATA/{train,val,test}/<class>/*.
+def train(data: str | None, resume: Path | None, data_root: Path | None, **options: Any) -> None:
+    """Train on pictures: DATA/<class>/*, DATA/{train,val,test}/<class>/*, lists, shards, sets.
 
     Audits the pictures, fine-tunes, scores on held-out pictures, writes a report.
     """
     if (data is None) == (resume is None):
-        raise click.UsageError("Give a folder of pictures, or --resume and a run folder.")
+        raise click.UsageError("Give a folder of pictures or other DATA, or --resume and a run.")
     started = time.perf_counter()  # the budget counts from here, and importing torch takes a while
     from mbconv.training import run
     from mbconv.training.folder import read_config
@@ -42,26 +44,37 @@ def train(data: Path | None, resume: Path | None, **options: Any) -> None:
         assert data is not None
         out, config, model = options.pop("out"), options.pop("config"), options.pop("model")
         if config is not None:
-            _refuse_beside("--config", "the config decides", but=("data", "out"))
+            _refuse_beside("--config", "the config decides", but=("data", "data_root", "out"))
             model = read_config(config)["model"]
         done = run.train(
-            model, data, out or _free_folder(data), config=config, started=started, **options
+            model,
+            find_data(data, data_root),
+            out or _free_folder(data),
+            config=config,
+            started=started,
+            **options,
         )
     click.echo(f"predict: mbconv predict {done.path} PICTURE...")
 
 
 @main.command(name="eval")
 @click.argument("model")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data")
 @click.option("--split", help="Which split of DATA. [default: test, else val, else all]")
 @click.option("--json", "as_json", is_flag=True, help="The record as JSON.")
+@data_root
 @offline
-def evaluate(model: str, data: Path, split: str | None, as_json: bool) -> None:
+def evaluate(
+    model: str, data: str, split: str | None, as_json: bool, data_root: Path | None
+) -> None:
     """Measure MODEL on labelled pictures: accuracy with its interval, per class, confusion."""
     from mbconv.measure.accuracy import evaluate
     from mbconv.report.evaluation import print_evaluation
+    from mbconv.training.console import Reporter
 
-    record = evaluate(model, data, split=split)
+    data = find_data(data, data_root)
+    with Reporter().bar(1, "eval") as bar:
+        record = evaluate(model, data, split=split, progress=bar.update, notify=bar.notify)
     if as_json:
         click.echo(json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
     else:
@@ -105,8 +118,10 @@ def _refuse_beside(flag: str, why: str, but: tuple[str, ...] = ()) -> None:
             )
 
 
-def _free_folder(data: Path) -> Path:
+def _free_folder(data: str) -> Path:
     """runs/<name of the data>, with a number behind it where that is taken."""
-    name = data.resolve().name
+    path = Path(data.removeprefix("hf:"))
+    name = path.resolve().name if path.is_dir() else re.split(r"[{.:]", path.name)[0].strip("-_")
+    name = name or path.parent.name or "data"  # of a pattern that begins with braces
     numbers = (f"runs/{name}" if n == 1 else f"runs/{name}-{n}" for n in range(1, 10_000))
     return next(path for path in map(Path, numbers) if not path.exists())

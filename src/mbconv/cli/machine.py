@@ -1,7 +1,6 @@
-"""`mbconv doctor`, `data check` and `cache clear`: the machine, and folders of pictures."""
+"""`mbconv doctor` and `cache clear`: the machine, and what is kept on it."""
 
 import json
-from pathlib import Path
 
 import click
 
@@ -33,30 +32,8 @@ def doctor(model: str | None, as_json: bool) -> None:
 
 
 @main.group()
-def data() -> None:
-    """Look after folders of pictures."""
-
-
-@data.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--full", is_flag=True, help="Check all files, however many.")
-@click.option("--json", "as_json", is_flag=True, help="The audit as JSON.")
-def check(folder: Path, full: bool, as_json: bool) -> None:
-    """Audit a folder: unreadable files, duplicates, label conflicts, sizes, imbalance."""
-    from mbconv.data.audit import audit
-    from mbconv.data.source import scan
-    from mbconv.report.audit import print_audit
-
-    found = audit(scan(folder, training=False), full=full).to_dict()
-    if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        print_audit(found)
-
-
-@main.group()
 def cache() -> None:
-    """The audit's memory of pictures it has seen."""
+    """What saves work: audits of pictures, indexes of shards, shards and sets downloaded."""
 
 
 @cache.command()

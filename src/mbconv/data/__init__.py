@@ -1,4 +1,4 @@
-"""Pictures on disk: finding, decoding, auditing and preparing them.
+"""Pictures: finding, decoding, auditing and preparing them.
 
 Nothing is imported here, so that `mbconv data check` runs without loading torch.
 """

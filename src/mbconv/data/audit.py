@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, before anything is trained on it: every file decoded once."""
+"""What is wrong with a dataset, before anything is trained on it: each picture decoded once."""
 
 import random
 import statistics
@@ -143,7 +143,7 @@ def drop_unreadable(dataset: Dataset, found: Audit) -> Dataset:
     splits = {split: samples for split, samples in splits.items() if samples}
     if not splits:
         raise UserError(
-            f"None of the {_count(bad, 'picture')} in {dataset.root} can be read; the first: "
+            f"None of the {_count(bad, 'picture')} in {dataset.source} can be read; the first: "
             f"{found.unreadable[0]['path']} ({found.unreadable[0]['reason']}). Check the files."
         )
     left = replace(dataset, splits=splits)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import platformdirs
 
-_OURS = ("audit-*.sqlite*",)  # the only names that `clear` touches
+# The only names that `clear` touches: audits, indexes of shards, what was downloaded.
+_OURS = ("audit-*.sqlite*", "shard-*.json", "downloads/*/*", "sets/**/*")
 
 
 def cache_dir() -> Path:
@@ -25,8 +26,12 @@ def cache_dir() -> Path:
 def clear() -> int:
     """Remove the files that mbconv keeps in the cache folder; return the bytes freed."""
     freed = 0
-    for path in [path for pattern in _OURS for path in cache_dir().glob(pattern)]:
+    found = [path for pattern in _OURS for path in cache_dir().glob(pattern)]
+    for path in sorted(found, reverse=True):  # what a folder holds before the folder
         try:
+            if path.is_dir():
+                path.rmdir()
+                continue
             size = path.stat().st_size
             path.unlink()
         except OSError:

@@ -17,6 +17,8 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from mbconv.data.place import Place
+
 MAX_PIXELS = 100_000_000
 # Formats whose readers stay inside this process (EPS, for one, would start Ghostscript).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -60,7 +62,7 @@ class Facts:
 
 
 def decode(
-    source: Path | bytes | str, *, min_side: int | None = None, max_pixels: int = MAX_PIXELS
+    source: Place | bytes | str, *, min_side: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
     """Decode the whole picture: upright, mode RGB, transparency on white, the first frame.
 
@@ -74,7 +76,7 @@ def decode(
 
 
 def decode_with_facts(
-    source: Path | bytes | str, *, min_side: int | None = None, max_pixels: int = MAX_PIXELS
+    source: Place | bytes | str, *, min_side: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, Facts]:
     """As `decode`, with the facts that an audit counts."""
     _keep_pillow_strict()
@@ -138,7 +140,9 @@ def _finish(
 
 
 @contextmanager
-def _opened(source: Path | bytes | str) -> Iterator[IO[bytes]]:
+def _opened(source: Place | bytes | str) -> Iterator[IO[bytes]]:
+    if not isinstance(source, bytes | str | Path):
+        source = source.read()
     if isinstance(source, bytes):
         if not source:
             raise Unreadable("empty")

@@ -14,6 +14,7 @@ import PIL
 from mbconv.data.cache import Store
 from mbconv.data.decode import Facts, Unreadable, decode_with_facts
 from mbconv.data.fingerprint import SIDE, make_print
+from mbconv.data.place import Place
 
 Progress = Callable[[int, int], None]
 """Called with the number of files done and their total."""
@@ -33,18 +34,18 @@ class Entry:
     reason: str | None = None
 
 
-def examine(paths: Sequence[Path], progress: Progress | None = None) -> list[Entry]:
-    """Entries in the order of `paths`; contents that were seen before come from the cache.
+def examine(places: Sequence[Place], progress: Progress | None = None) -> list[Entry]:
+    """Entries in the order of `places`; contents that were seen before come from the cache.
 
     A JPEG is decoded at reduced scale. That reads its whole stream, so damage is found as well,
     in half the time.
     """
-    entries: list[Entry] = [Entry()] * len(paths)
+    entries: list[Entry] = [Entry()] * len(places)
     new: list[Entry] = []
     store = Store(_VERSION)
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        futures = {pool.submit(_examine, path, store): i for i, path in enumerate(paths)}
+        futures = {pool.submit(_examine, place, store): i for i, place in enumerate(places)}
         for done, future in enumerate(as_completed(futures), start=1):
             entry, fresh = future.result()
             entries[futures.pop(future)] = entry
@@ -54,7 +55,7 @@ def examine(paths: Sequence[Path], progress: Progress | None = None) -> list[Ent
                 _keep(store, new)
                 new = []
             if progress:
-                progress(done, len(paths))
+                progress(done, len(places))
     finally:
         pool.shutdown(cancel_futures=True)  # at once when interrupted
         _keep(store, new)
@@ -62,10 +63,10 @@ def examine(paths: Sequence[Path], progress: Progress | None = None) -> list[Ent
     return entries
 
 
-def _examine(path: Path, store: Store) -> tuple[Entry, bool]:
+def _examine(place: Place, store: Store) -> tuple[Entry, bool]:
     """The entry of one file, and whether it belongs into the store."""
     try:
-        source, digest = _read(path)
+        source, digest = _read(place)
     except OSError as error:
         return Entry(reason=(error.strerror or str(error)).lower()), False
     except Unreadable as error:
@@ -79,15 +80,18 @@ def _examine(path: Path, store: Store) -> tuple[Entry, bool]:
     return Entry(digest=digest, facts=facts, print=make_print(picture)), True
 
 
-def _read(path: Path) -> tuple[Path | bytes, bytes]:
+def _read(place: Place) -> tuple[Path | bytes, bytes]:
     """What to decode, and the content's hash."""
-    status = path.stat()
+    if not isinstance(place, Path):
+        data = place.read()
+        return data, blake2b(data, digest_size=20).digest()
+    status = place.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         raise Unreadable("not a file")
     if status.st_size > _WHOLE:
-        with path.open("rb") as stream:
-            return path, file_digest(stream, lambda: blake2b(digest_size=20)).digest()
-    data = path.read_bytes()
+        with place.open("rb") as stream:
+            return place, file_digest(stream, lambda: blake2b(digest_size=20)).digest()
+    data = place.read_bytes()
     return data, blake2b(data, digest_size=20).digest()
 
 

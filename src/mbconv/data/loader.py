@@ -7,7 +7,6 @@ the number of workers and a resumed run sees what the uninterrupted one would ha
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.transforms import InterpolationMode, v2
 
 from mbconv.data.decode import Unreadable, decode
+from mbconv.data.place import Place
 from mbconv.data.source import Sample
 
 # Decoding at reduced scale keeps the short side at least this many times the crop's side.
@@ -38,7 +38,7 @@ class Batch:
 
     pixels: Tensor
     labels: Tensor
-    failures: tuple[tuple[Path, str], ...]
+    failures: tuple[tuple[Place, str], ...]
 
 
 class Pictures(Dataset[tuple[NDArray[np.uint8] | None, int, str]]):

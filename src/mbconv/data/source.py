@@ -1,23 +1,27 @@
-"""A folder of pictures as a dataset: which files there are, their classes and their splits."""
+"""A dataset: pictures with their classes and splits, wherever they lie."""
 
-import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple
 
+from mbconv.data.place import Place, name_in
 from mbconv.errors import UserError
 
 _SUFFIXES = "jpg jpeg jpe jfif png gif webp bmp tif tiff ppm pgm pbm pnm jp2 avif"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split(" "))
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""What splits are called, in small letters."""
+
+Notify = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    path: Path
+    path: Place
     label: int  # index into Dataset.classes
 
 
@@ -25,15 +29,20 @@ class Sample:
 class Dataset:
     """Pictures by split: "train", "val" and "test" as far as they exist, or "all" alone."""
 
-    root: Path
-    classes: tuple[str, ...]  # sorted
-    splits: dict[str, tuple[Sample, ...]]  # each sorted by path
-    ignored: int = 0  # other visible files: no picture by their suffix, or outside every class
+    root: Path  # a folder; the names of files are relative to it
+    classes: tuple[str, ...]
+    splits: dict[str, tuple[Sample, ...]]  # each sorted by class and name
+    ignored: int = 0  # other files: no picture by their suffix, or without a class
+    given: str = ""  # what `scan` was given, where that is not the root
+
+    @property
+    def source(self) -> str:
+        """What `scan` makes this dataset of."""
+        return self.given or str(self.root)
 
     def name(self, sample: Sample) -> str:
         """The sample's path relative to the root, with `/`; bytes that are no UTF-8 escaped."""
-        path = sample.path.relative_to(self.root).as_posix()
-        return path.encode("utf-8", "backslashreplace").decode("utf-8")
+        return name_in(sample.path, self.root)
 
     def __iter__(self) -> Iterator[Sample]:
         for samples in self.splits.values():
@@ -43,44 +52,101 @@ class Dataset:
         return sum(map(len, self.splits.values()))
 
 
-def scan(folder: str | Path, *, training: bool = True) -> Dataset:
-    """Find `DIR/<class>/**` or `DIR/{train,val|validation|valid,test}/<class>/**`.
+class Labelled(NamedTuple):
+    """A picture as a source finds it: the class's name, and train, val, test or all."""
 
-    A folder named like a split counts as one only if it holds class folders, so that a class may
-    be called "train". Hidden files and folders are passed over. No picture is opened.
+    place: Place
+    label: str
+    split: str = "all"
 
-    Raises UserError for a missing or empty folder, a file, no picture, classes in val or test
-    that train lacks; with `training` also for what `check_trainable` refuses.
+
+def assemble(
+    root: Path,
+    found: Iterable[Labelled],
+    *,
+    order: Sequence[str] | None = None,
+    ignored: int = 0,
+    given: str = "",
+) -> Dataset:
+    """The dataset of what a source has found.
+
+    The classes are those that occur, as `order` has them; else sorted, numbers by their size.
+    Raises UserError where two pictures have one name.
     """
-    root = Path(folder)
-    if not root.exists():
-        raise UserError(f"{root} does not exist. Give a folder that holds one folder per class.")
-    if not root.is_dir():
-        raise UserError(f"{root} is a file. Give a folder that holds one folder per class.")
-    folders = _folders(root)
-    split_folders = _split_folders(root, folders)
-    if split_folders:
-        found = {split: _classes(path) for split, path in split_folders.items()}
-    else:
-        found = {"all": _classes(root)}
-    if not any(found.values()):
+    found = list(found)
+    present = {item.label for item in found}
+    if order is None:
+        digits = all(label.isdecimal() for label in present)
+        order = sorted(present, key=lambda label: (int(label) if digits else 0, label))
+    classes = tuple(label for label in order if label in present)
+    number = {label: index for index, label in enumerate(classes)}
+    rows = sorted(
+        (number[item.label], name_in(item.place, root), index) for index, item in enumerate(found)
+    )
+    splits: dict[str, list[Sample]] = {split: [] for split in ("train", "val", "test", "all")}
+    seen: set[str] = set()
+    for label, name, index in rows:
+        if name in seen:
+            raise UserError(f"{given or root} has the picture {name} twice; leave one out.")
+        seen.add(name)
+        splits[found[index].split].append(Sample(found[index].place, label))
+    filled = {split: tuple(samples) for split, samples in splits.items() if samples}
+    return Dataset(root, classes, filled, ignored, given)
+
+
+def scan(data: str | Path, *, training: bool = True, progress: Notify | None = None) -> Dataset:
+    """Find the pictures of `data`, their classes and their splits. No picture is opened.
+
+    `data` is a folder of class folders or of splits (see `folder.scan_folder`), a list of files
+    in CSV or Parquet (`table`), tar shards: one, a folder of them, `train-{000000..000009}.tar`,
+    also behind a URL (`shards`); a dataset of Hugging Face's library, saved or `hf:NAME`
+    (`huggingface`); a published set as its authors unpack it (`layouts`), or its name (`named`).
+    What exists on disk wins over a name. `progress` hears of downloads and of indexes being made.
+
+    Raises UserError for what fits none of these or holds no labelled picture, for classes in val
+    or test that train lacks; with `training` also for what `check_trainable` refuses.
+    """
+    try:
+        dataset = _read(data, progress)
+    except OSError as error:
         raise UserError(
-            f"{root} holds no picture in a class folder. Put them into {root}/<class>/, one folder "
-            f"per class; {len(IMAGE_SUFFIXES)} suffixes such as .jpg, .png and .webp are read."
-        )
-    names = sorted({name for classes in found.values() for name in classes})
-    label = {name: index for index, name in enumerate(names)}
-    splits = {
-        split: tuple(Sample(path, label[name]) for name in classes for path in classes[name])
-        for split, classes in found.items()
-        if classes
-    }
-    ignored = sum(1 for _ in _files(root)) - sum(map(len, splits.values()))
-    dataset = Dataset(root, tuple(names), splits, ignored)
+            f"{error.filename or data} cannot be read: {error.strerror or error}. Mend its "
+            "permissions or move it away."
+        ) from error
     _check_known_classes(dataset)
     if training:
         check_trainable(dataset)
     return dataset
+
+
+def _read(data: str | Path, progress: Notify | None) -> Dataset:
+    """Each source is imported where it is used: some need a library that is an extra."""
+    text, path = str(data), Path(data)
+    if path.is_dir():
+        from mbconv.data import folder, huggingface, layouts, shards
+
+        if huggingface.is_saved(path):
+            return huggingface.scan_saved(path)
+        if layouts.is_known(path):
+            return layouts.scan_layout(path)
+        if shards.in_folder(path) and not folder.has_classes(path):
+            return shards.scan_shards(text, progress)
+        return folder.scan_folder(path)
+    if path.suffix.lower() == ".tar" or "://" in text:
+        from mbconv.data import shards
+
+        return shards.scan_shards(text, progress)
+    if path.is_file():
+        from mbconv.data import table
+
+        return table.scan_table(path)
+    if text.startswith("hf:"):
+        from mbconv.data import huggingface
+
+        return huggingface.scan_named(text)
+    from mbconv.data import named
+
+    return _read(named.find(text, progress=progress), progress)
 
 
 def check_trainable(dataset: Dataset) -> None:
@@ -88,22 +154,22 @@ def check_trainable(dataset: Dataset) -> None:
     split = "all" if "all" in dataset.splits else "train"
     if split not in dataset.splits:
         raise UserError(
-            f"{dataset.root} has {' and '.join(dataset.splits)} but no train folder with class "
-            "folders. Add one, or name a folder that holds the classes themselves."
+            f"{dataset.source} has pictures for {' and '.join(dataset.splits)} but no train split. "
+            "Add one, or name a folder that holds the classes themselves."
         )
     if len(dataset.classes) < 2:
         raise UserError(
-            f"{dataset.root} holds one class only ({dataset.classes[0]}). "
-            "A classifier needs at least two class folders with pictures."
+            f"{dataset.source} holds one class only ({dataset.classes[0]}). "
+            "A classifier needs at least two classes with pictures."
         )
     counts = Counter(sample.label for sample in dataset.splits[split])
     few = [name for i, name in enumerate(dataset.classes) if counts[i] < 2]
     if few:
         least = min(counts[dataset.classes.index(name)] for name in few)
         raise UserError(
-            f"{_listed('class', few)} in {dataset.root} {'have' if len(few) > 1 else 'has'} "
+            f"{listed('class', few)} in {dataset.source} {'have' if len(few) > 1 else 'has'} "
             f"{'fewer than two readable pictures' if len(few) > 1 or least == 0 else 'one picture'}"
-            " to train on. Each class needs at least two: add some or remove the folder."
+            " to train on. Each class needs at least two: add some or leave the class out."
         )
 
 
@@ -215,62 +281,6 @@ def _sorted(dataset: Dataset, samples: Iterable[Sample]) -> tuple[Sample, ...]:
     return tuple(sorted(samples, key=dataset.name))
 
 
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError as error:
-        _refuse(error)
-
-
-def _split_folders(root: Path, folders: list[Path]) -> dict[str, Path]:
-    """The folders that are splits by name and content; none where the classes lie in `root`."""
-    found: dict[str, Path] = {}
-    for path in folders:
-        split_name = _SPLITS.get(path.name.lower())
-        if split_name and any(_has_picture(inner) for inner in _folders(path)):
-            if split_name in found:
-                raise UserError(
-                    f"{root} has two folders for one split: {found[split_name].name} and "
-                    f"{path.name}. Keep one of them."
-                )
-            found[split_name] = path
-    others = [p.name for p in folders if p.name.lower() not in _SPLITS and _has_picture(p)]
-    if found and others:
-        raise UserError(
-            f"{root} holds split folders ({', '.join(p.name for p in found.values())}) beside "
-            f"{_listed('other folder', others)} with pictures. Move one or the other away."
-        )
-    order = ("train", "val", "test")
-    return {name: found[name] for name in order if name in found}
-
-
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    """The class folders' pictures, sorted; folders without any are left out."""
-    found = {path.name: sorted(_pictures(path), key=Path.as_posix) for path in _folders(folder)}
-    return {name: pictures for name, pictures in found.items() if pictures}
-
-
-def _pictures(folder: Path) -> Iterator[Path]:
-    return (path for path in _files(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _has_picture(folder: Path) -> bool:
-    return any(True for _ in _pictures(folder))
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Visible files at any depth below `folder`."""
-    for parent, names, files in os.walk(folder, onerror=_refuse):
-        names[:] = [name for name in names if not name.startswith(".")]
-        yield from (Path(parent, name) for name in files if not name.startswith("."))
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise UserError(
-        f"{error.filename} cannot be read: {error.strerror}. Mend its permissions or move it away."
-    ) from error
-
-
 def _check_known_classes(dataset: Dataset) -> None:
     if "train" not in dataset.splits:
         return
@@ -280,13 +290,13 @@ def _check_known_classes(dataset: Dataset) -> None:
         unknown = [dataset.classes[i] for i in sorted(labels - known)]
         if unknown:
             raise UserError(
-                f"{_listed('class', unknown)} in the {name} folder of {dataset.root} "
-                f"{'are' if len(unknown) > 1 else 'is'} not in its train folder. "
-                "Add pictures there or remove the folder."
+                f"{listed('class', unknown)} in the {name} split of {dataset.source} "
+                f"{'are' if len(unknown) > 1 else 'is'} not in its train split. "
+                "Add pictures there or leave the class out."
             )
 
 
-def _listed(noun: str, names: Sequence[str]) -> str:
+def listed(noun: str, names: Sequence[str]) -> str:
     """`class hat`, `classes hat and shoes`, `classes a, b, c and 4 more`."""
     if len(names) == 1:
         return f"{noun} {names[0]}"

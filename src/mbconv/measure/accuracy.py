@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mbconv.data.source import Dataset, Sample, scan
+from mbconv.data.place import Place, name_in
+from mbconv.data.source import Dataset, Notify, Sample, scan
 from mbconv.errors import UserError
 from mbconv.measure.metrics import (
     Floats,
@@ -44,8 +45,8 @@ class Collected:
 
     logits: Floats
     targets: Ints
-    paths: tuple[Path, ...]  # of the readable ones, in the order of the rows
-    unreadable: tuple[tuple[Path, str], ...] = field(default=())  # path and reason
+    paths: tuple[Place, ...]  # of the readable ones, in the order of the rows
+    unreadable: tuple[tuple[Place, str], ...] = field(default=())  # path and reason
 
 
 def collect(
@@ -57,7 +58,7 @@ def collect(
     """
     rows: list[Floats] = []
     kept: list[Sample] = []
-    unreadable: list[tuple[Path, str]] = []
+    unreadable: list[tuple[Place, str]] = []
     outputs = predictor.logits(sample.path for sample in samples)
     for done, (sample, output) in enumerate(zip(samples, outputs, strict=True), start=1):
         if output.logits is None:
@@ -120,16 +121,18 @@ def evaluate(
     split: str | None = None,
     classes: Sequence[str] | None = None,
     progress: Progress | None = None,
+    notify: Notify | None = None,
 ) -> Record:
     """Measure a network on labelled pictures: a Record named `top1`, a fraction of n.
 
     `model` is a network, a Predictor (which says batch size, device and number format), a model
     file, a run folder or a zoo name with weights.
-    `data` is a folder (of class folders, or of splits), a Dataset, or samples. `split` picks
-    one; by default test, else val, else everything. The folder's classes are matched with
+    `data` is whatever `scan` takes, a Dataset, or samples. `split` picks one; by default test,
+    else val, else everything. The data's classes are matched with
     the network's labels by name and may be some of them; `classes` says, in the order of the
     data's classes, which label of the network each is, where the names differ. For samples it
-    names the labels' numbers; without it they are the network's class numbers.
+    names the labels' numbers; without it they are the network's class numbers. `notify` hears of
+    downloads and of shards being indexed.
 
     `detail` has what `summarize` returns (but n and top1), and split, data, unreadable
     [{path, reason}] and mistakes [{path, true, predicted, score}], most confident first, with
@@ -143,16 +146,17 @@ def evaluate(
         model = load(model)
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     root: Path | None = None
+    source: str | None = None
     names = classes
     if isinstance(data, str | Path):
-        data = scan(data, training=False)
+        data = scan(data, training=False, progress=notify)
     if isinstance(data, Dataset):
-        root = data.root
+        root, source = data.root, data.source
         split, samples = _pick(data, split)
         if classes is not None and len(classes) != len(data.classes):
             raise UserError(
-                f"{root} has {len(data.classes)} classes and {len(classes)} names were given for "
-                "them; give one for each, in the order of the folders' names."
+                f"{data.source} has {len(data.classes)} classes and {len(classes)} names were "
+                "given for them; give one for each, in the order of the data's classes."
             )
         names = data.classes if classes is None else classes
     else:
@@ -167,8 +171,9 @@ def evaluate(
     mapped = [Sample(sample.path, numbers[sample.label]) for sample in samples]
     collected = collect(predictor, mapped, progress=progress)
     record = _record(predictor, collected, () if names is None else numbers, root, split)
+    record.detail["data"] = source
     if learnt:
-        record.detail["trained_on"] = sum(os.path.realpath(s.path) in learnt for s in mapped)
+        record.detail["trained_on"] = sum(_identity(s.path, root) in learnt for s in mapped)
     return record
 
 
@@ -182,6 +187,12 @@ def _training_pictures(model: Path) -> frozenset[str]:
         return frozenset()  # not in a run folder
 
 
+def _identity(place: Place, root: Path | None) -> str:
+    """What tells a picture from all others; for a file the same whatever leads to it."""
+    file = place if isinstance(place, Path) else Path(root or "", place.name)
+    return os.path.realpath(file)
+
+
 def _record(
     predictor: Predictor,
     collected: Collected,
@@ -192,9 +203,8 @@ def _record(
     detail = summarize(collected.logits, collected.targets, predictor.labels, classes=classes)
     n, top1 = detail.pop("n"), detail.pop("top1")
     detail["split"] = split
-    detail["data"] = None if root is None else str(root)
     detail["unreadable"] = [
-        {"path": _relative(path, root), "reason": reason} for path, reason in collected.unreadable
+        {"path": name_in(place, root), "reason": reason} for place, reason in collected.unreadable
     ]
     detail["mistakes"] = list(_mistakes(collected, predictor.labels, root))
     return Record(
@@ -215,7 +225,7 @@ def _pick(dataset: Dataset, split: str | None) -> tuple[str, Sequence[Sample]]:
         if dataset.splits.get(name):
             return name, dataset.splits[name]
     has = ", ".join(name for name, samples in dataset.splits.items() if samples) or "no pictures"
-    raise UserError(f"{dataset.root} has no pictures in the split {split!r}; it has: {has}.")
+    raise UserError(f"{dataset.source} has no pictures in the split {split!r}; it has: {has}.")
 
 
 def _numbers(predictor: Predictor, names: Sequence[str]) -> list[int]:
@@ -242,13 +252,13 @@ def _mismatch(labels: Sequence[str], names: Sequence[str], unknown: list[str]) -
         return (
             f"The network knows {len(labels)} classes ({_some(labels)}) and none of the data's "
             f"{len(names)} ({_some(names)}). Evaluate a network trained on these classes "
-            "(mbconv train), or give the class folders the names of the network's labels."
+            "(mbconv train), or give the data's classes the names of the network's labels."
         )
     near = difflib.get_close_matches(unknown[0], labels, n=3)
     hint = f" Did you mean {' or '.join(near)} for {unknown[0]}?" if near else ""
     return (
         f"The network does not know {len(unknown)} of the data's {len(names)} classes: "
-        f"{_some(unknown, 5)}.{hint} Rename or leave out their folders."
+        f"{_some(unknown, 5)}.{hint} Rename them or leave them out."
     )
 
 
@@ -273,15 +283,8 @@ def _mistakes(
     wrong = np.flatnonzero(predicted != collected.targets)
     for i in wrong[np.argsort(-score[wrong], kind="stable")][:MISTAKES].tolist():
         yield {
-            "path": _relative(collected.paths[i], root),
+            "path": name_in(collected.paths[i], root),
             "true": labels[int(collected.targets[i])],
             "predicted": labels[int(predicted[i])],
             "score": float(score[i]),
         }
-
-
-def _relative(path: Path, root: Path | None) -> str:
-    """`path` below `root` in posix form, or as it is where it lies elsewhere."""
-    if root is not None and path.is_relative_to(root):
-        return path.relative_to(root).as_posix()
-    return str(path)

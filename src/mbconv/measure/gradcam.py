@@ -2,7 +2,6 @@
 
 import base64
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mbconv.data.decode import Unreadable
+from mbconv.data.source import Dataset
 from mbconv.data.transform import normalise
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
@@ -51,17 +51,18 @@ def overlay(image: Image.Image, heat: Heat, strength: float = 0.65) -> Image.Ima
     return Image.fromarray(blended.round().clip(0, 255).astype(np.uint8))
 
 
-def explain_mistakes(model: MBConvNet, record: Record, root: str | Path, limit: int = 12) -> None:
+def explain_mistakes(model: MBConvNet, record: Record, dataset: Dataset, limit: int = 12) -> None:
     """Give the first `limit` mistakes in `record.detail` their pictures, in place.
 
     Each gets `thumbnail`, what the network saw, and `cam`, the same under the heat map of the
-    class it answered: JPEGs of 160 px as data URIs. `root` is the folder that the mistakes' paths
-    are relative to. A picture that has gone since the evaluation is left without.
+    class it answered: JPEGs of 160 px as data URIs. `dataset` is what was evaluated. A picture that
+    has gone since then is left without.
     """
     predictor = Predictor(model)
+    places = {dataset.name(sample): sample.path for sample in dataset}
     for mistake in record.detail.get("mistakes", [])[:limit]:
         try:
-            pixels = predictor.prepare(Path(root) / mistake["path"])
+            pixels = predictor.prepare(places[mistake["path"]])
         except Unreadable:
             continue
         heat = _heat(predictor, pixels, _class_index(predictor, mistake))

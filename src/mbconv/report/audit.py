@@ -21,7 +21,7 @@ def print_audit(audit: dict[str, Any], console: Console | None = None) -> None:
     _line(console, checked(audit))
     if ignored := int(audit.get("ignored") or 0):
         what = "1 other file was" if ignored == 1 else f"{ignored:,} other files were"
-        _line(console, f"{what} ignored: no picture by its suffix, or outside every class folder.")
+        _line(console, f"{what} ignored: no picture by its suffix, or without a class.")
     console.print(_table(audit))
     for found in findings(audit):
         bad = bool(found["bad"])

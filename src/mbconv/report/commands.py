@@ -38,7 +38,8 @@ def _resume(run: RunFolder) -> Command:
 def _predict(run: RunFolder) -> Command:
     splits = run.splits
     paths = splits.get("test") or splits.get("val") or []
-    picture = str(Path(run.root) / paths[0]) if run.root and paths else "PICTURE.jpg"
+    files = run.root and "source" not in run.data  # else what the names mean, no shell knows
+    picture = str(Path(run.root) / paths[0]) if files and paths else "PICTURE.jpg"
     why = "Name what is in a picture; give any files or folders instead of this one."
     return Command(_line(["predict", str(run.path), picture]), why)
 
@@ -46,7 +47,8 @@ def _predict(run: RunFolder) -> Command:
 def _evaluate(run: RunFolder) -> Command:
     """The user's own test folder if there is one; never pictures that were trained on."""
     test = run.splits.get("test") or []
-    if run.root and test and all(path.startswith("test/") for path in test):
+    files = run.root and "source" not in run.data
+    if files and test and all(path.startswith("test/") for path in test):
         words = ["eval", str(run.path), str(Path(run.root) / "test")]
         return Command(_line(words), "Score the run again on the test folder, or on another one.")
     why = "Score it on pictures it has never seen, in one folder per class as for training."

@@ -19,13 +19,14 @@ from torch import Tensor
 from mbconv.arch.cost import cost
 from mbconv.arch.spec import Spec
 from mbconv.data.decode import Unreadable, decode, to_rgb
+from mbconv.data.place import Place
 from mbconv.data.transform import normalise, prepare
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
 from mbconv.preprocessing import Preprocessing
 
 # A str is a path, bytes are a file's content, an array is uint8 [H, W] or [H, W, 3].
-Picture = Path | str | bytes | Image.Image | NDArray[Any]
+Picture = Place | str | bytes | Image.Image | NDArray[Any]
 Logits = NDArray[np.float32]
 
 MAX_BATCH = 32  # larger ones are hardly faster
@@ -207,8 +208,9 @@ def _fitting_batch(spec: Spec, resolution: int) -> int:
 
 
 def _source(picture: Picture, number: int) -> str:
-    """A path as it was given; for pictures in memory their number, from 1."""
-    return str(picture) if isinstance(picture, str | Path) else f"picture {number + 1}"
+    """A path as it was given, a place in a file; for pictures in memory their number, from 1."""
+    in_memory = isinstance(picture, bytes | Image.Image | np.ndarray)
+    return f"picture {number + 1}" if in_memory else str(picture)
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -64,3 +64,7 @@ class Bar:
 
     def update(self, done: int, total: int, note: str = "") -> None:
         self._progress.update(self._task, completed=done, total=total, note=note)
+
+    def notify(self, what: str, done: int, total: int) -> None:
+        """As `update`, in the order in which sources of data tell it."""
+        self.update(done, total, what)

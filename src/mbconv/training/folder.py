@@ -1,6 +1,7 @@
 """The files of a run folder, read and written; each whole or not at all."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,25 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def write_data(run: Path, dataset: Dataset, found: Audit) -> None:
-    """`data.json`: the classes, the splits as paths relative to the root, the audit."""
+    """`data.json`: the classes, the splits as paths relative to the root, the audit.
+
+    `source` is there where the data is more than the root's files: a list, shards and the like.
+    """
     splits = {
         name: [dataset.name(sample) for sample in samples]
         for name, samples in dataset.splits.items()
     }
     content = {"root": str(dataset.root.resolve()), "classes": list(dataset.classes),
                "splits": splits, "audit": found.to_dict()}  # fmt: skip
+    if not all(isinstance(sample.path, Path) for sample in dataset) or dataset.given:
+        content["source"] = _absolute(dataset.source)
     write_json(run / "data.json", content)
+
+
+def _absolute(source: str) -> str:
+    """What `scan` takes from any working folder; a pattern or a path, unless it is a name."""
+    named = "://" in source or source.startswith("hf:")
+    return source if named else os.path.abspath(source)
 
 
 def read_data(run: Path) -> Dataset:
@@ -69,14 +81,14 @@ def read_data(run: Path) -> Dataset:
     path = run / "data.json"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        root, splits = Path(data["root"]), dict(data["splits"])
+        source, splits = data.get("source", data["root"]), dict(data["splits"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is missing or broken ({error}); start the run anew.") from error
-    dataset = scan(root)
+    dataset = scan(source)
     by_name = {dataset.name(sample): sample for sample in dataset}
     gone = [name for names in splits.values() for name in names if name not in by_name]
     if gone:
-        raise UserError(f"{root} lacks {gone[0]}, which this run uses; put it back.")
+        raise UserError(f"{source} lacks {gone[0]}, which this run uses; put it back.")
     chosen = {split: tuple(by_name[name] for name in names) for split, names in splits.items()}
     return replace(dataset, splits=chosen)
 

@@ -37,14 +37,15 @@ def train(
 ) -> Run:
     """Fine-tune (or, without pretrained weights, train) `model` on the pictures in `data`.
 
-    `model` is a network or whatever `create_model` takes; `data` a folder of class folders or of
-    splits; `out` the run folder, which must not hold a run yet. What is None is chosen by the
-    recipe: `epochs` by the number of pictures, `resolution` (pixels) by their size. `budget`
-    (seconds) plans both so that the run ends in that time. `device` is auto, cpu, cuda or mps;
-    `flip` mirrors half of the pictures. `config` is an earlier run's config.json, whose recipe,
-    seed and machine are used again instead. `on_epoch(network, metrics)` is called with the
-    averaged network after the head's fit and after each epoch. `started` is the time on
-    `time.perf_counter` that the budget counts from, by default now.
+    `model` is a network or whatever `create_model` takes; `data` whatever `scan` takes, such as a
+    folder of class folders or of splits, a list, shards; `out` the run folder, which must not
+    hold a run yet. What is None is chosen by the recipe: `epochs` by the number of pictures,
+    `resolution` (pixels) by their size. `budget` (seconds) plans both so that the run ends in
+    that time. `device` is auto, cpu, cuda or mps; `flip` mirrors half of the pictures. `config`
+    is an earlier run's config.json, whose recipe, seed and machine are used again instead.
+    `on_epoch(network, metrics)` is called with the averaged network after the head's fit and
+    after each epoch. `started` is the time on `time.perf_counter` that the budget counts from, by
+    default now.
 
     Raises UserError for everything that the user can mend. Ctrl-C leaves a run that `resume`
     continues.

@@ -88,7 +88,7 @@ class Session:
             self.recipe, machine = self._choose(network, found, pretrained, settings)
         self.config = {
             "model": str(model) if not isinstance(model, MBConvNet) else network.spec.name,
-            "data": str(self.dataset.root),
+            "data": self.dataset.source,
             "seed": seed,
             "budget_seconds": settings.budget,
         } | folder.describe(network, self.recipe, machine)
@@ -273,7 +273,7 @@ class Session:
         own = network.preprocessing
         network.preprocessing = own.at(line["resolution"])
         provenance = {
-            "trained_on": self.dataset.root.name, "epoch": line["epoch"],
+            "trained_on": Path(self.dataset.source).name, "epoch": line["epoch"],
             "val_top1": line["val_ema"], "recipe": self.recipe.name,
             "pretrained": self.config["model"], "base": self.config.get("base"),
         }  # fmt: skip
@@ -289,7 +289,7 @@ class Session:
         network = load(self.path)
         split = "test" if "test" in self.dataset.splits else "val"
         record = evaluate(network, self.dataset, split=split)
-        explain_mistakes(network, record, self.dataset.root)
+        explain_mistakes(network, record, self.dataset)
         write_records(self.path / "evaluation.jsonl", [record])
         write_report(self.path)
         seconds = time.perf_counter() - self.started

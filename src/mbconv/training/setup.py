@@ -41,9 +41,10 @@ class Settings:
             raise UserError(f"resolution is {self.resolution}; it must be at least 32 pixels.")
 
 
-def open_data(folder: str | Path, seed: int, reporter: Reporter) -> tuple[Dataset, Audit]:
+def open_data(data: str | Path, seed: int, reporter: Reporter) -> tuple[Dataset, Audit]:
     """Scan, audit, leave out what cannot be read, and make the splits that are missing."""
-    dataset = scan(folder)
+    with reporter.bar(1, "data") as bar:
+        dataset = scan(data, progress=bar.notify)
     with reporter.bar(len(dataset), "audit") as bar:
         found = audit(dataset, progress=bar.update, seed=seed)
     dataset = split(drop_unreadable(dataset, found), seed=seed, groups=found.groups())
