@@ -25,8 +25,8 @@ def fit_head(
         (features - mean) / std,
         targets,
         model.spec.num_classes,
-        penalty=recipe.head_penalty,
-        smoothing=recipe.label_smoothing,
+        penalty=recipe.transfer.head_penalty,
+        smoothing=recipe.loss.label_smoothing,
     )
     classifier = model.head.classifier
     with torch.no_grad():
