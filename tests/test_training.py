@@ -1,6 +1,7 @@
 """Training runs from end to end on a small network: equal, resumable, nothing half-written."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -117,6 +118,21 @@ def test_a_named_recipe_and_single_fields(data: Path, model: Path, tmp_path: Pat
     with pytest.raises(UserError, match=r"optimizer\.clip"):
         mbconv.train(model, data, tmp_path / "x", changes=["clip=1"], quiet=True)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_classifier_from_zero_starts_at_the_logarithm_of_the_classes(
+    data: Path, model: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for zero in ("true", "false"):
+        changes = ["transfer.head_resolution=null", f"transfer.zero_head={zero}",
+                   "optimizer.learning_rate=1e-30"]  # fmt: skip
+        run = mbconv.train(
+            model, data, tmp_path / zero, epochs=1, resolution=32, changes=changes, quiet=True
+        )
+        losses.append(json.loads((run.path / "metrics.jsonl").read_text())["train_loss"])
+    assert losses[0] == pytest.approx(math.log(3), rel=1e-5)
+    assert losses[1] != pytest.approx(math.log(3), rel=1e-3)
 
 
 def test_what_stays_is_told(

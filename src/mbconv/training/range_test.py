@@ -14,7 +14,7 @@ from mbconv.runtime.predictor import Predictor
 from mbconv.training import setup
 from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged
-from mbconv.training.head import fit_head
+from mbconv.training.head import fit_head, zero_head
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import find_device, plain_machine
 from mbconv.training.schedule import steps
@@ -89,6 +89,8 @@ def range_test(
         at = network.preprocessing.at(recipe.transfer.head_resolution)
         with reporter.bar(len(samples), "features") as bar:
             fit_head(Predictor(network, preprocessing=at), samples, recipe, bar.update)
+    elif recipe.transfer.zero_head:
+        zero_head(network)
     points: list[tuple[float, float]] = []
     batches = training_batches(
         Pictures(samples, recipe.augmentation),

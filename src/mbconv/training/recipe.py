@@ -109,6 +109,7 @@ class Transfer:
     """What pretrained weights keep, and how the classifier starts."""
 
     head_resolution: int | None = None  # fit the classifier first, on frozen features; None: do not
+    zero_head: bool = False  # the classifier starts from zero, where it is not fitted
     head_penalty: float = 0.03  # weight of the squared norm of the standardised classifier
     frozen_stages: int = field(default=0, metadata={"least": 0})  # with the stem; 0: all learns
     norms: Literal["frozen", "train"] = "train"  # frozen: statistics stay, scale and shift learn

@@ -25,7 +25,7 @@ from mbconv.runtime.predictor import Predictor
 from mbconv.training import folder, setup
 from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged, save_failed_step
-from mbconv.training.head import fit_head
+from mbconv.training.head import fit_head, zero_head
 from mbconv.training.loop import EpochStats, Trainer, epochs
 from mbconv.training.machine import DTYPES, Machine, find_device, keep_freed_memory, plain_machine
 from mbconv.training.recipe import Recipe
@@ -157,12 +157,14 @@ class Session:
     # -- learn ---------------------------------------------------------------------------------
 
     def fit_head(self) -> None:
-        """Fit the classifier on frozen features, if the recipe says so; counts as epoch 0."""
-        resolution = self.recipe.transfer.head_resolution
+        """Start the classifier as the recipe says; fitting it counts as epoch 0."""
+        network, resolution = self.trainer.model, self.recipe.transfer.head_resolution
         if resolution is None:
+            if self.recipe.transfer.zero_head:
+                zero_head(network)
+                self.trainer.ema.load_state_dict(network.state_dict())
             return
         begun = time.perf_counter()
-        network = self.trainer.model
         predictor = self._predictor(network, resolution)
         samples = list(self.dataset.splits["train"])
         with self.reporter.bar(len(samples), "features") as bar:
