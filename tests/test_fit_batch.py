@@ -63,4 +63,4 @@ def test_what_goes_wrong_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     done = CliRunner().invoke(main, ["fit-batch", "efficientnet_lite0", "--json"])
     found = json.loads(done.output)
     assert found["per_picture"] == pytest.approx(2**30)
-    assert found["sizes"] == [4, 8, 16]
+    assert found["sizes"] == [8, 16, 32]

@@ -20,6 +20,7 @@ from mbconv.training.loop import Trainer
 from mbconv.training.machine import Machine
 from mbconv.training.override import changed
 from mbconv.training.recipe import Phase, Recipe
+from mbconv.training.recipes import find_recipe
 from mbconv.weights.file import tensor_hash
 from small import SMALL, write_classes, write_model
 
@@ -133,6 +134,22 @@ def test_a_classifier_from_zero_starts_at_the_logarithm_of_the_classes(
         losses.append(json.loads((run.path / "metrics.jsonl").read_text())["train_loss"])
     assert losses[0] == pytest.approx(math.log(3), rel=1e-5)
     assert losses[1] != pytest.approx(math.log(3), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_tf", "efficientnetv2_progressive",
+                                  "resnet_strikes_back_a2"])  # fmt: skip
+def test_recipes_of_papers_train(data: Path, model: Path, tmp_path: Path, name: str) -> None:
+    """On a few pictures, in the order of phases that the recipe has."""
+    run = mbconv.train(
+        model, data, tmp_path / "run", recipe=name, epochs=4, resolution=48, quiet=True
+    )
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(line["train_loss"]) for line in lines)
+    phases = find_recipe(name)(30, 48, epochs=4).phases
+    sides = [phase.resolution for phase in phases for _ in range(phase.epochs)]
+    assert [line["resolution"] for line in lines] == sides
+    recipe = json.loads((run.path / "config.json").read_text())["recipe"]
+    assert (recipe["batch_size"], recipe["optimizer"]["micro_batch"]) == (30, 32)
 
 
 def test_what_stays_is_told(

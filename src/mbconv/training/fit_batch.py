@@ -22,7 +22,7 @@ from mbconv.training.override import changed
 from mbconv.training.recipes import find_recipe
 from mbconv.weights.model import create_model, has_weights
 
-SIZES = (4, 8, 16)
+SIZES = (8, 16, 32)
 RESERVE = 0.1  # share of the memory that is left alone, for waiting pictures and other programs
 _CHILD = "from mbconv.training.fit_batch import child; child()"
 
