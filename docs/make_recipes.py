@@ -60,8 +60,8 @@ that an interrupted run ends as the uninterrupted one would have.
 ## Finding numbers
 
 - `mbconv lr-find photos` trains a hundred steps at ever higher learning rates, prints the losses
-  and suggests a peak: a tenth of the rate at which the smoothed loss was lowest. The curve goes to
-  `lr-find.html`.
+  and suggests a peak: the last rate at which the smoothed loss is not clearly above its lowest. The
+  curve goes to `lr-find.html`.
 - `mbconv fit-batch MODEL` measures a training step's memory at three batch sizes, each in a process
   of its own, and shows the division that gives the largest batch. A larger one can be computed in
   parts: `--set batch_size=256 --set optimizer.micro_batch=32`; batch norms then see 32 pictures.

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -25,16 +26,26 @@ def test_the_smoothed_loss_starts_unbiased() -> None:
     assert smooth([4.0, 1.0], weight=0.5) == pytest.approx((4.0, (0.5 * 4 * 0.5 + 0.5) / 0.75))
 
 
-def test_the_suggestion_is_a_tenth_of_the_lowest() -> None:
+def test_without_scatter_the_suggestion_is_the_lowest() -> None:
     test = curve()
     assert test.lowest == pytest.approx(1e-2)
-    assert test.suggestion == pytest.approx(1e-3)
+    assert test.suggestion == pytest.approx(1e-2)
     words = "\n".join(range_test_lines(test.to_dict()))
-    assert "--set optimizer.learning_rate=0.001 " in words
-    assert "still falling" not in words
+    assert "--set optimizer.learning_rate=0.01 " in words
+    assert "not begun to rise" not in words
     assert len(words.splitlines()) < 26
     falling = RangeTest("t", 1.0, test.rates[:30], test.losses[:30], test.smoothed[:30])
-    assert "still falling" in "\n".join(range_test_lines(falling.to_dict()))
+    assert "not begun to rise" in "\n".join(range_test_lines(falling.to_dict()))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_scatter_does_not_hide_where_the_loss_begins_to_rise(seed: int) -> None:
+    """Flat up to 1e-3, where fine-tuning starts from a fitted classifier; then it rises."""
+    rng = np.random.default_rng(seed)
+    powers = np.linspace(-5, 0, 100)
+    losses = 1 + 0.8 * np.maximum(0, powers + 3) + rng.normal(0, 0.1, 100)
+    found = RangeTest("t", 1.0, tuple(10**powers), tuple(losses), smooth(losses.tolist()))
+    assert 3e-4 < found.suggestion < 5e-3
 
 
 def test_the_chart_is_over_the_logarithm() -> None:
@@ -51,7 +62,7 @@ def test_the_chart_is_over_the_logarithm() -> None:
 def test_the_page_is_one_file(tmp_path: Path) -> None:
     write_range_test(curve().to_dict() | {"recipe": "<script>x</script>"}, tmp_path / "p.html")
     page = Page((tmp_path / "p.html").read_text(encoding="utf-8"))
-    assert "A peak learning rate of about 0.001" in page.text
+    assert "A peak learning rate of about 0.01" in page.text
     assert "<script>x</script>" in page.text  # as text
     assert not {tag for tag, _ in page.elements} & {"script", "img", "iframe"}
     assert not any("src" in attrs or "href" in attrs for _, attrs in page.elements)

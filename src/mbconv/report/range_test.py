@@ -20,10 +20,10 @@ def range_test_lines(test: dict[str, Any]) -> list[str]:
     lines += [f"{rate:8.1e}  {loss:8.3f}  {mean:8.3f}" for rate, loss, mean in rows[::every]]
     lines.append(f"lowest smoothed loss at {test['lowest']:.1e}")
     if not _rises(test):
-        lines.append("the loss was still falling at the last rate: test further with --high")
+        lines.append("the loss had not begun to rise at the last rate: test further with --high")
     lines.append(
-        f"suggestion: --set optimizer.learning_rate={test['suggestion']:g} (a tenth of that; the "
-        f"recipe {test['recipe']} has {test['usual']:g})"
+        f"suggestion: --set optimizer.learning_rate={test['suggestion']:g} (the last rate at which "
+        f"it is not clearly higher; the recipe {test['recipe']} has {test['usual']:g})"
     )
     return lines
 
@@ -75,4 +75,4 @@ def loss_by_rate(test: dict[str, Any]) -> Chart:
 
 
 def _rises(test: dict[str, Any]) -> bool:
-    return bool(test["lowest"] < test["rates"][-1])
+    return bool(test["suggestion"] < 0.95 * test["rates"][-1])

@@ -1,5 +1,6 @@
 """The learning-rate range test (Smith 2017, arXiv 1506.01186): steps at ever higher rates."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from mbconv.training.machine import find_device, plain_machine
 from mbconv.training.schedule import steps
 
 SMOOTHING = 0.9  # of the loss over the steps before
+WINDOW = 10  # steps that such an average spans; shorter ones are luck
 BLOWN = 3.0  # times the lowest smoothed loss, at which the test ends
 
 
@@ -35,17 +37,28 @@ class RangeTest:
 
     @property
     def lowest(self) -> float:
-        """The rate at which the smoothed loss is lowest."""
-        return self.rates[min(range(len(self.rates)), key=self.smoothed.__getitem__)]
+        """The rate at which the smoothed loss is lowest, once enough steps are averaged."""
+        return self.rates[self._lowest_index()]
 
     @property
     def suggestion(self) -> float:
-        """A tenth of the rate with the lowest smoothed loss, to two digits.
+        """The highest rate at which the smoothed loss is not clearly above its lowest, two digits.
 
-        Behind that point the loss rises, so a peak that is held for many steps belongs well before
-        it; and the smoothed curve lags.
+        Clearly: by more than two standard errors, taken from how single steps scatter. A hundred
+        steps are too few for a deep valley; where the loss begins to rise shows in all of them.
         """
-        return float(f"{self.lowest / 10:.1e}")
+        lowest = self._lowest_index()
+        flat = slice(0, max(WINDOW, lowest + 1))
+        apart = [a - b for a, b in zip(self.losses[flat], self.smoothed[flat], strict=True)]
+        scatter = math.sqrt(sum(x * x for x in apart) / len(apart))
+        error = scatter * math.sqrt((1 - SMOOTHING) / (1 + SMOOTHING))
+        limit = self.smoothed[lowest] + 2 * error
+        bearable = [r for r, loss in zip(self.rates, self.smoothed, strict=True) if loss <= limit]
+        return float(f"{bearable[-1]:.1e}")
+
+    def _lowest_index(self) -> int:
+        start = WINDOW - 1 if len(self.rates) > WINDOW else 0
+        return min(range(start, len(self.rates)), key=self.smoothed.__getitem__)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"lowest": self.lowest, "suggestion": self.suggestion}
@@ -96,6 +109,10 @@ def range_test(
         Pictures(samples, recipe.augmentation),
         (step.draws for step in steps(recipe, len(samples), settings.seed)),
         workers=trainer.machine.workers,
+    )
+    reporter.say(
+        f"range test: recipe {recipe.name}, {endless.resolution} px, up to {number} steps from "
+        f"{low:g} to {high:g}"
     )
     with reporter.bar(number, "range test") as bar:
         for index, batch in zip(range(number), batches, strict=False):
