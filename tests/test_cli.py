@@ -118,6 +118,24 @@ def test_doctor_says_which_blocks_of_a_model_stay_plain() -> None:
     assert set(found.values()) == {None}
 
 
+def test_recipes_are_listed_and_shown(data: Path, tmp_path: Path) -> None:
+    texts = json.loads(run("recipe", "list", "--json").output)
+    lines = run("recipe", "list").output.splitlines()
+    assert [line.split()[0] for line in lines] == list(texts)
+    assert {"finetune", "scratch_small", "efficientnet_tf"} <= set(texts)
+    shown = run("recipe", "show", "scratch_small", "--epochs", 4, "--set", "optimizer.clip=3")
+    fields = dict(line.split() for line in shown.output.partition("\n\nname ")[2].splitlines()[1:])
+    assert (fields["optimizer.clip"], fields["phases.1.epochs"]) == ("3.0", "2")
+    whole = json.loads(run("recipe", "show", "finetune", "--json").output)
+    assert whole["transfer"]["frozen_stages"] == 4
+    start, out = write_model(tmp_path / "start.safetensors"), tmp_path / "run"
+    done = run("train", data, "--model", start, "--out", out, "--epochs", 1, "--resolution", 32,
+               "--recipe", "scratch_small", "--set", "optimizer.clip=3")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    recipe = json.loads((out / "config.json").read_text())["recipe"]
+    assert (recipe["name"], recipe["optimizer"]["clip"]) == ("scratch_small", 3.0)
+
+
 def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads(run("doctor", "--json").output)["kernels"]
     words = run("doctor").output
@@ -151,6 +169,12 @@ def test_data_check_and_cache(data: Path) -> None:
         (("train", "--resume", "/nowhere"), "no run to take it from"),
         (("train", "--resume", "/nowhere", "--epochs", "3"), "no effect beside --resume"),
         (("train", "/x", "--config", "/y", "--seed", "3"), "no effect beside --config"),
+        (("train", "/x", "--config", "/y", "--set", "a=3"), "--set has no effect beside --config"),
+        (("train", "/x", "--recipe", "scratch_smal"), "did you mean scratch_small"),
+        (("recipe", "show", "finetun"), "did you mean finetune"),
+        (("recipe", "show", "finetune", "--set", "clip=1"), "did you mean optimizer.clip"),
+        (("replay", "/nowhere"), "no run to take it from"),
+        (("lr-find", "/nowhere"), "does not exist"),
         (("eval", "efficientnet_b0", "/nowhere"), "without weights"),
         (("predict", "no_such_net", __file__), "no_such_net"),
         (("predict", "efficientnet_lite0"), "Missing argument"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mbconv.data.augmentation import Augmentation
 from mbconv.data.loader import Batch, Draw, Pictures, training_batches
 from mbconv.data.source import Sample
 from small import write_classes
@@ -24,7 +25,7 @@ def draws(epoch: int = 1) -> list[list[Draw]]:
 
 
 def collected(samples: list[Sample], workers: int, epoch: int = 1) -> list[Batch]:
-    pictures = Pictures(samples, crop_scale=0.3, flip=True)
+    pictures = Pictures(samples, Augmentation(crop_scale=0.3))
     return list(training_batches(pictures, draws(epoch), workers=workers))
 
 
@@ -47,9 +48,9 @@ def test_crops_and_flips_happen_and_can_be_switched_off(tmp_path: Path) -> None:
     pixels[:, :20] = 255  # white left half
     Image.fromarray(pixels).save(tmp_path / "half.png")
     sample = [Sample(tmp_path / "half.png", 0)]
-    plain = Pictures(sample, crop_scale=1.0, flip=False)
-    flipping = Pictures(sample, crop_scale=1.0, flip=True)
-    cropping = Pictures(sample, crop_scale=0.1, flip=False)
+    plain = Pictures(sample, Augmentation(crop_scale=1.0, flip=False))
+    flipping = Pictures(sample, Augmentation(crop_scale=1.0))
+    cropping = Pictures(sample, Augmentation(crop_scale=0.1, flip=False))
 
     def left_minus_right(pictures: Pictures) -> list[float]:
         images = [pictures[Draw(0, 16, (0, e))][0] for e in range(40)]

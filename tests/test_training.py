@@ -1,12 +1,12 @@
 """Training runs from end to end on a small network: equal, resumable, nothing half-written."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,15 +15,17 @@ import mbconv
 from mbconv.data.decode import decode
 from mbconv.data.loader import Batch
 from mbconv.errors import UserError
-from mbconv.nn.block import DropPath
-from mbconv.training import loop, session
+from mbconv.training import session
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import Machine
+from mbconv.training.override import changed
 from mbconv.training.recipe import Phase, Recipe
+from mbconv.training.recipes import find_recipe
 from mbconv.weights.file import tensor_hash
 from small import SMALL, write_classes, write_model
 
 PLAIN = Machine(threads=1, workers=0)
+SHORT = Recipe(name="t", phases=(Phase(32, 1),))
 
 
 def no_trials(*_: Any) -> Machine:
@@ -97,11 +99,92 @@ def test_equal_configs_give_equal_runs(data: Path, model: Path, tmp_path: Path) 
     assert weights(tmp_path / "a") != weights(tmp_path / "c")
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 4])
-def test_an_interrupted_run_ends_as_if_it_had_not_been(
-    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+def test_a_named_recipe_and_single_fields(data: Path, model: Path, tmp_path: Path) -> None:
+    changes = ["optimizer.clip=2", "regularization.ema_decay=0.5"]
+    run = mbconv.train(
+        model, data, tmp_path / "run", recipe="scratch_small", changes=changes, epochs=2,
+        resolution=32, flip=False, quiet=True,
+    )  # fmt: skip
+    recipe = Recipe.from_dict(json.loads((run.path / "config.json").read_text())["recipe"])
+    assert (recipe.name, recipe.epochs, recipe.batch_size) == ("scratch_small", 2, 30)
+    assert (recipe.optimizer.clip, recipe.regularization.ema_decay) == (2.0, 0.5)
+    assert recipe.augmentation.flip is False
+    own = changed(recipe, ["name=mine"])
+    again = mbconv.train(model, data, tmp_path / "again", recipe=own, quiet=True)
+    assert weights(again.path) == weights(run.path)
+    with pytest.raises(UserError, match="give only that"):
+        mbconv.train(model, data, tmp_path / "x", recipe=own, epochs=3, quiet=True)
+    with pytest.raises(UserError, match="did you mean scratch"):
+        mbconv.train(model, data, tmp_path / "x", recipe="scrath", quiet=True)
+    with pytest.raises(UserError, match=r"optimizer\.clip"):
+        mbconv.train(model, data, tmp_path / "x", changes=["clip=1"], quiet=True)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_classifier_from_zero_starts_at_the_logarithm_of_the_classes(
+    data: Path, model: Path, tmp_path: Path
 ) -> None:
-    recipe = Recipe(name="t", phases=(Phase(32, 3),), batch_size=12, learning_rate=0.01)
+    losses = []
+    for zero in ("true", "false"):
+        changes = ["transfer.head_resolution=null", f"transfer.zero_head={zero}",
+                   "optimizer.learning_rate=1e-30"]  # fmt: skip
+        run = mbconv.train(
+            model, data, tmp_path / zero, epochs=1, resolution=32, changes=changes, quiet=True
+        )
+        losses.append(json.loads((run.path / "metrics.jsonl").read_text())["train_loss"])
+    assert losses[0] == pytest.approx(math.log(3), rel=1e-5)
+    assert losses[1] != pytest.approx(math.log(3), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_tf", "efficientnetv2_progressive",
+                                  "resnet_strikes_back_a2"])  # fmt: skip
+def test_recipes_of_papers_train(data: Path, model: Path, tmp_path: Path, name: str) -> None:
+    """On a few pictures, in the order of phases that the recipe has."""
+    run = mbconv.train(
+        model, data, tmp_path / "run", recipe=name, epochs=4, resolution=48, quiet=True
+    )
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(line["train_loss"]) for line in lines)
+    phases = find_recipe(name)(30, 48, epochs=4).phases
+    sides = [phase.resolution for phase in phases for _ in range(phase.epochs)]
+    assert [line["resolution"] for line in lines] == sides
+    recipe = json.loads((run.path / "config.json").read_text())["recipe"]
+    assert (recipe["batch_size"], recipe["optimizer"]["micro_batch"]) == (30, 32)
+
+
+def test_what_stays_is_told(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frozen = ["transfer.frozen_stages=1"]
+    mbconv.train(model, data, tmp_path / "run", epochs=1, resolution=32, changes=frozen)
+    network = mbconv.load(tmp_path / "run")
+    learning = sum(p.numel() for part in (network.stages[1:], network.head)
+                   for p in part.parameters())  # fmt: skip
+    total = sum(p.numel() for p in network.parameters())
+    told = f"stem and first stage frozen, batch-norm statistics stay: {learning:,} of {total:,} "
+    assert told in capsys.readouterr().out
+
+
+# Everything that draws numbers or keeps a state of its own.
+EVERYTHING = (
+    "phases=[{\"resolution\": 32, \"epochs\": 1}, "
+    "{\"resolution\": 40, \"epochs\": 2, \"magnitude\": 5, \"mixup\": 0.4, \"dropout\": 0.3}]",
+    "optimizer.name=rmsprop_tf", "optimizer.clip=1", "optimizer.micro_batch=5",
+    "schedule.kind=one_cycle", "augmentation.policy=randaugment", "augmentation.erasing=0.5",
+    "augmentation.cutmix=1", "loss.kind=bce", "loss.balance=sampling",
+    "regularization.drop_path=0.3", "transfer.layer_decay=0.8",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "changes"),
+    [(1, ()), (2, ()), (4, ()), (2, EVERYTHING), (3, ("optimizer.name=lamb",))],
+)
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int,
+    changes: tuple[str, ...],
+) -> None:  # fmt: skip
+    recipe = changed(SHORT, ["phases.0.epochs=3", "batch_size=12", *changes])
     monkeypatch.setattr("mbconv.training.setup.choose_recipe", lambda *_: recipe)
     whole = mbconv.train(model, data, tmp_path / "whole", quiet=True)
     step = Trainer.step
@@ -130,73 +213,6 @@ def test_a_newer_network_is_kept_unless_it_is_clearly_worse() -> None:
     assert session.is_kept(0.885, 0.9, n=300)  # the standard error is 0.0173
     assert not session.is_kept(0.88, 0.9, n=300)
     assert session.is_kept(0.88, 0.9, n=100)
-
-
-def test_frozen_parts_stay_and_the_rest_learns() -> None:
-    torch.manual_seed(0)
-    network = mbconv.build(SMALL)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    recipe = Recipe(name="t", phases=(Phase(32, 1),), frozen_stages=1, norms="frozen")
-    trainer = Trainer(network, recipe, PLAIN, total=2)
-    batch = random_batch()
-    for index in range(2):
-        trainer.step(batch, index, seed=0)
-    for name, value in network.state_dict().items():
-        frozen = name.startswith(("stem.", "stages.0.")) or "running" in name
-        if frozen or name.endswith("num_batches_tracked"):
-            assert torch.equal(value, before[name]), name
-        else:
-            assert not torch.equal(value, before[name]), name
-
-
-def test_the_frozen_part_does_not_change_the_loss() -> None:
-    """Running the frozen stages apart is the same function as running the network whole."""
-    torch.manual_seed(0)
-    network = mbconv.build(SMALL.replace(dropout=0.0)).eval()
-    recipe = Recipe(name="t", phases=(Phase(32, 1),), frozen_stages=2, norms="frozen", drop_path=0)
-    batch = random_batch()
-    loss = Trainer(network, recipe, PLAIN, total=1).backward(batch)
-    x = mbconv.data.transform.normalise(batch.pixels, network.preprocessing)
-    logits = network.eval()(x)
-    whole = torch.nn.functional.cross_entropy(logits, batch.labels, label_smoothing=0.1)
-    assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
-
-
-def test_decay_spares_norms_and_biases() -> None:
-    network = mbconv.build(SMALL)
-    recipe = Recipe(name="t", phases=(Phase(32, 1),), weight_decay=0.3)
-    optimizer = Trainer(network, recipe, PLAIN, total=1).optimizer
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups
-             for p in group["params"]}  # fmt: skip
-    for name, parameter in network.named_parameters():
-        spared = ".norm." in name or name.endswith("bias")
-        assert decay[id(parameter)] == (0.0 if spared else 0.3), name
-
-
-def test_the_moving_average_follows_its_formula() -> None:
-    torch.manual_seed(0)
-    network = mbconv.build(SMALL)
-    recipe = Recipe(name="t", phases=(Phase(32, 1),), ema_decay=0.3)
-    trainer = Trainer(network, recipe, PLAIN, total=4)
-    mean = {name: value.clone().double() for name, value in network.state_dict().items()}
-    for index in range(4):
-        trainer.step(random_batch(), index, seed=0)
-        decay = 0.0 if index == 0 else min(0.3, (1 + index) / (10 + index))
-        for name, value in network.state_dict().items():
-            mean[name] = decay * mean[name] + (1 - decay) * value.double()
-    for name, value in trainer.ema.state_dict().items():
-        if value.is_floating_point():
-            torch.testing.assert_close(value.double(), mean[name], rtol=1e-5, atol=1e-6)
-
-
-def test_the_recipe_decides_the_drop_path() -> None:
-    network = mbconv.build(SMALL)
-    recipe = Recipe(name="t", phases=(Phase(32, 1),), drop_path=0.4)
-    loop.Trainer(network, recipe, PLAIN, total=1)
-    rates = [m.rate for m in network.modules() if isinstance(m, DropPath)]
-    expected = SMALL.replace(drop_path=0.4).drop_path_rates()
-    assert rates == [expected[0], expected[3]]  # the blocks with a shortcut
-    assert network.spec == SMALL
 
 
 def test_a_picture_that_breaks_after_the_audit_is_left_out_and_named(
@@ -274,22 +290,7 @@ def test_fresh_weights_say_so(
     assert "learns from nothing" in capsys.readouterr().out
     config = json.loads((run.path / "config.json").read_text())
     assert config["recipe"]["name"] == "scratch"
-    assert config["recipe"]["norms"] == "train"
-
-
-def test_a_diverging_run_stops_with_a_sentence() -> None:
-    network = mbconv.build(SMALL)
-    with torch.no_grad():
-        network.head.classifier.bias.fill_(float("inf"))
-    trainer = Trainer(network, Recipe(name="t", phases=(Phase(32, 1),)), PLAIN, total=1)
-    with pytest.raises(UserError, match="no longer a finite number at step 1"):
-        trainer.step(random_batch(), 0, seed=0)
-
-
-def random_batch() -> Batch:
-    rng = np.random.default_rng(0)
-    pixels = torch.from_numpy(rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
-    return Batch(pixels, torch.arange(8) % 4, ())
+    assert config["recipe"]["transfer"]["norms"] == "train"
 
 
 @pytest.mark.data

@@ -42,10 +42,12 @@ def check_types(where: str, item: Any) -> None:
         elif f.type == int | None:
             holds = value is None or (whole and 0 < value < 2**31)
             check(where, f.name, value, holds, "a whole number from 1 to 2**31 - 1, or None")
-        elif f.type is float:
+        elif f.type is float or (f.type == float | None and value is not None):
             holds = (whole and abs(value) < 2**31) or isinstance(value, float)
             check(where, f.name, value, holds, "a finite number")
             object.__setattr__(item, f.name, float(value))
+        elif f.type == float | None:
+            continue
         elif f.type is bool:
             check(where, f.name, value, isinstance(value, bool), "true or false")
         elif f.type is str:

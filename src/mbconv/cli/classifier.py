@@ -22,6 +22,14 @@ from mbconv.cli.base import Duration, data_root, find_data, main, offline
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--flip/--no-flip", default=True, help="Mirror pictures; not for digits or text.")
+@click.option("--recipe", metavar="NAME", help="How to train; mbconv recipe list shows them.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Change a field of the recipe, as in optimizer.clip=1; repeatable.",
+)
 @click.option("--config", type=click.Path(path_type=Path), help="Train as this config.json says.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
 @data_root
@@ -113,9 +121,8 @@ def _refuse_beside(flag: str, why: str, but: tuple[str, ...] = ()) -> None:
         source = context.get_parameter_source(name)
         given = source is click.core.ParameterSource.COMMANDLINE and value is not None
         if given and name not in (flag.strip("-"), *but):
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} has no effect beside {flag}: {why}."
-            )
+            shown = {"changes": "set"}.get(name, name)
+            raise click.UsageError(f"--{shown} has no effect beside {flag}: {why}.")
 
 
 def _free_folder(data: str) -> Path:

@@ -1,4 +1,4 @@
-"""Training batches: decode, random resized crop, flip; in worker processes, in a fixed order.
+"""Training batches: decode and augment, in worker processes, in a fixed order.
 
 Each picture's randomness is seeded by (seed, epoch, picture), so that a batch does not depend on
 the number of workers and a resumed run sees what the uninterrupted one would have seen.
@@ -6,7 +6,6 @@ the number of workers and a resumed run sees what the uninterrupted one would ha
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
-from torchvision.transforms import InterpolationMode, v2
 
+from mbconv.data.augment import pipeline
+from mbconv.data.augmentation import Augmentation
 from mbconv.data.decode import Unreadable, decode
 from mbconv.data.place import Place
 from mbconv.data.source import Sample
@@ -29,7 +29,8 @@ class Draw(NamedTuple):
 
     picture: int
     resolution: int
-    seed: tuple[int, int]  # of the run, and the epoch
+    seed: tuple[int, ...]  # of the run, the epoch, and the picture's earlier turns in it if any
+    magnitude: float | None = None  # in place of the augmentation's own
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,9 @@ class Batch:
 class Pictures(Dataset[tuple[NDArray[np.uint8] | None, int, str]]):
     """Augmented training pictures, addressed by a Draw."""
 
-    def __init__(self, samples: Sequence[Sample], *, crop_scale: float, flip: bool) -> None:
+    def __init__(self, samples: Sequence[Sample], augmentation: Augmentation) -> None:
         self.samples = samples
-        self.crop_scale = crop_scale
-        self.flip = flip
+        self.augmentation = augmentation
 
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8] | None, int, str]:
         sample = self.samples[draw.picture]
@@ -55,7 +55,7 @@ class Pictures(Dataset[tuple[NDArray[np.uint8] | None, int, str]]):
             image = decode(sample.path, min_side=round(OVERSAMPLE * draw.resolution))
         except Unreadable as error:
             return None, draw.picture, error.reason
-        augment = _augmentation(draw.resolution, self.crop_scale, self.flip)
+        augment = pipeline(self.augmentation, draw.resolution, draw.magnitude)
         # A worker's generator is its own; this process's must stay as it was.
         with torch.random.fork_rng(devices=[], enabled=get_worker_info() is None):
             # torch.manual_seed asks every kind of device, 0.15 ms a picture
@@ -70,24 +70,19 @@ class Pictures(Dataset[tuple[NDArray[np.uint8] | None, int, str]]):
         return Batch(torch.from_numpy(pixels), labels, failures)
 
 
-@cache
-def _augmentation(resolution: int, crop_scale: float, flip: bool) -> v2.Compose:
-    crop = v2.RandomResizedCrop(
-        resolution, (crop_scale, 1.0), interpolation=InterpolationMode.BILINEAR
-    )
-    return v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if flip else 0.0)])
-
-
 def training_batches(
-    pictures: Pictures, batches: Iterable[Sequence[Draw]], *, workers: int
+    pictures: Pictures, batches: Iterable[Sequence[Draw]], *, workers: int, ahead: int = 4
 ) -> Iterator[Batch]:
-    """Yield one Batch for each list of draws, in order, prepared ahead by `workers` processes."""
+    """Yield one Batch for each list of draws, in order.
+
+    Each of `workers` processes prepares up to `ahead` batches before they are asked for.
+    """
     loader: DataLoader[Any] = DataLoader(
         pictures,
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of index lists serves
         num_workers=workers,
         collate_fn=pictures.collate,
         generator=torch.Generator(),  # its draw would disturb the global one
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=ahead if workers else None,
     )
     return iter(loader)

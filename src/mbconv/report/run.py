@@ -24,7 +24,7 @@ def write_report(run_dir: Path) -> Path:
     folder is no run, a file in it is broken, or the disk is full.
     """
     run = read_run(run_dir)
-    page = _template().render(_context(run))
+    page = template("run.html.j2").render(_context(run))
     path = run.path / "report.html"
     # A file name whose bytes are no UTF-8 is read with lone surrogates, which no page can hold.
     write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
@@ -32,7 +32,8 @@ def write_report(run_dir: Path) -> Path:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """One of the package's templates; what is undefined in it is an error."""
     environment = Environment(
         loader=PackageLoader("mbconv.report"),
         autoescape=True,  # class names and paths are the user's
@@ -41,7 +42,7 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": words.percent, "count": words.count}
-    return environment.get_template("run.html.j2")
+    return environment.get_template(name)
 
 
 def _context(run: RunFolder) -> dict[str, Any]:

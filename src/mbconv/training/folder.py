@@ -6,16 +6,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mbconv.arch.spec import Spec
 from mbconv.data.audit import Audit
 from mbconv.data.source import Dataset, scan
 from mbconv.errors import UserError
 from mbconv.files import write_json, write_text
-from mbconv.nn.model import MBConvNet
+from mbconv.nn.model import MBConvNet, build
+from mbconv.preprocessing import Preprocessing
 from mbconv.record import command_line, environment
 from mbconv.training.machine import Machine
 from mbconv.training.recipe import Recipe
 
-FORMAT = 1
+FORMAT = 2
+# Where format 1, whose recipe was flat, has what format 2 keeps in groups.
+_GROUPS = {
+    "optimizer": ("learning_rate", "weight_decay"),
+    "schedule": ("warmup",),
+    "augmentation": ("crop_scale", "flip"),
+    "loss": ("label_smoothing",),
+    "regularization": ("drop_path", "ema_decay"),
+    "transfer": ("head_resolution", "head_penalty", "frozen_stages", "norms"),
+}
 
 
 def describe(network: MBConvNet, recipe: Recipe, machine: Machine) -> dict[str, Any]:
@@ -51,7 +62,22 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is no run's config: {error}.") from error
     if version > FORMAT:
         raise UserError(f"{path} was written by a newer mbconv; upgrade with pip.")
-    return dict(config)
+    return _from_format1(config) if version == 1 else dict(config)
+
+
+def _from_format1(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config in format 2."""
+    recipe = dict(config.get("recipe") or {})
+    for group, names in _GROUPS.items():
+        recipe[group] = {name: recipe.pop(name) for name in names if name in recipe}
+    return {**config, "format": FORMAT, "recipe": recipe}
+
+
+def network_of(config: dict[str, Any]) -> MBConvNet:
+    """The config's network, with fresh weights."""
+    made = build(Spec.from_dict(config["spec"]))
+    made.preprocessing = Preprocessing.from_dict(config["preprocessing"])
+    return made
 
 
 def write_data(run: Path, dataset: Dataset, found: Audit) -> None:

@@ -1,4 +1,4 @@
-"""Fit the classifier on frozen features: a convex problem, solved in about a second."""
+"""How the classifier starts: fitted on frozen features in about a second, or from zero."""
 
 import torch
 import torch.nn.functional as F
@@ -6,8 +6,19 @@ from torch import Tensor, nn
 
 from mbconv.data.source import Sample
 from mbconv.measure.accuracy import Progress, collect
+from mbconv.nn.model import MBConvNet
 from mbconv.runtime.predictor import Predictor
 from mbconv.training.recipe import Recipe
+
+
+def zero_head(model: MBConvNet) -> None:
+    """Make all logits zero, in place: the loss starts at the logarithm of the number of classes.
+
+    The usual fresh classifier is made for a thousand classes. For ten its weights are ten times as
+    large, and the first steps go into making them smaller.
+    """
+    torch.nn.init.zeros_(model.head.classifier.weight)
+    torch.nn.init.zeros_(model.head.classifier.bias)
 
 
 def fit_head(
@@ -25,8 +36,8 @@ def fit_head(
         (features - mean) / std,
         targets,
         model.spec.num_classes,
-        penalty=recipe.head_penalty,
-        smoothing=recipe.label_smoothing,
+        penalty=recipe.transfer.head_penalty,
+        smoothing=recipe.loss.label_smoothing,
     )
     classifier = model.head.classifier
     with torch.no_grad():

@@ -1,23 +1,26 @@
 """The training step and the loop over steps: optimizer, moving average, learning rate."""
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel
 
+from mbconv.data.augment import mix
 from mbconv.data.loader import Batch, Pictures, training_batches
 from mbconv.data.transform import normalise
-from mbconv.errors import UserError
-from mbconv.nn.block import MBConvBlock
 from mbconv.nn.model import MBConvNet
-from mbconv.training import schedule
+from mbconv.training import diagnosis, schedule
+from mbconv.training.loss import batch_loss, class_weights
 from mbconv.training.machine import Machine
-from mbconv.training.recipe import Recipe
+from mbconv.training.optimizer import make_optimizer
+from mbconv.training.recipe import Phase, Recipe
+from mbconv.training.transfer import freeze, parameter_groups, set_drop_path, set_training
 
 
 @dataclass
@@ -32,22 +35,34 @@ class EpochStats:
 
 
 class Trainer:
-    """A network that learns by a recipe, its moving average and its optimizer."""
+    """A network that learns by a recipe, its moving average and its optimizer.
 
-    def __init__(self, model: MBConvNet, recipe: Recipe, machine: Machine, total: int) -> None:
+    `total` is the number of steps; `counts` has the training pictures of each class, which a
+    recipe that weighs classes needs.
+    """
+
+    def __init__(
+        self,
+        model: MBConvNet,
+        recipe: Recipe,
+        machine: Machine,
+        total: int,
+        counts: Sequence[int] | None = None,
+    ) -> None:
         self.model = model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
         self.recipe = recipe
         self.machine = machine
         self.total = total
-        freeze(model, recipe.frozen_stages)
-        if recipe.drop_path is not None:
-            set_drop_path(model, recipe.drop_path)
-        self.optimizer = torch.optim.AdamW(
-            _groups(model, recipe), lr=recipe.learning_rate, fused=True
-        )
+        weights = class_weights(recipe.loss, counts)
+        self.class_weights = None if weights is None else weights.to(machine.device)
+        freeze(model, recipe.transfer.frozen_stages)
+        if recipe.regularization.drop_path is not None:
+            set_drop_path(model, recipe.regularization.drop_path)
+        groups, self.shares = parameter_groups(model, recipe.optimizer, recipe.transfer)
+        self.optimizer = make_optimizer(recipe.optimizer, groups)
         self.averaged = AveragedModel(
             model,
-            multi_avg_fn=_warm_average(recipe.ema_decay),
+            multi_avg_fn=_warm_average(recipe.regularization.ema_decay),
             use_buffers=True,
         )
 
@@ -56,45 +71,94 @@ class Trainer:
         """The moving average of the weights."""
         return cast(MBConvNet, self.averaged.module)
 
+    @property
+    def per_epoch(self) -> int:
+        """Steps in an epoch."""
+        return max(1, self.total // self.recipe.epochs)
+
+    def rate(self, index: int) -> float:
+        """The learning rate of a step."""
+        return schedule.learning_rate(
+            index,
+            self.total,
+            self.per_epoch,
+            peak=self.recipe.optimizer.learning_rate,
+            schedule=self.recipe.schedule,
+        )
+
     def step(self, batch: Batch, index: int, seed: int) -> float:
         """One optimizer step; returns the loss. Its randomness depends on (seed, index) alone."""
-        torch.manual_seed(hash((seed, index)) & 0x7FFFFFFF)
-        rate = schedule.learning_rate(
-            index, self.total, self.recipe.learning_rate, self.recipe.warmup
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self.backward(batch)
+        return self.move(batch, index, seed, self.rate(index))
+
+    def move(self, batch: Batch, index: int, seed: int, rate: float) -> float:
+        """The same at a given learning rate.
+
+        Raises `diagnosis.Diverged`, with the weights as they were before, where the loss or a
+        gradient is not finite.
+        """
+        for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
+            group["lr"] = rate * share
+        buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch norms change theirs
+        self.seed(index, seed)
+        value = self.backward(batch, index).item()
+        learning = [p for p in self.model.parameters() if p.grad is not None]
+        norm = get_total_norm([cast(Tensor, p.grad) for p in learning])
+        if not (math.isfinite(value) and math.isfinite(norm.item())):
+            raise diagnosis.diverged(self, batch, index, seed, buffers)
+        if self.recipe.optimizer.clip is not None:
+            clip_grads_with_norm_(learning, self.recipe.optimizer.clip, norm)
         self.optimizer.step()
         self.averaged.update_parameters(self.model)
-        value = loss.item()
-        if value != value or abs(value) == float("inf"):
-            raise UserError(
-                f"The loss is no longer a finite number at step {index + 1}. Train with a lower "
-                "learning rate, or with float32 if another number format was used."
-            )
         return value
 
-    def backward(self, batch: Batch) -> Tensor:
-        """The loss of a batch, with fresh gradients in the parameters."""
-        set_training(self.model, self.recipe)
-        pixels = batch.pixels.to(self.machine.device, non_blocking=True)
-        x = normalise(pixels, self.model.preprocessing).contiguous(
-            memory_format=self.machine.memory_format
-        )
-        logits = self._forward(x)
-        loss = F.cross_entropy(
-            logits.float(),
-            batch.labels.to(self.machine.device),
-            label_smoothing=self.recipe.label_smoothing,
-        )
+    def seed(self, index: int, seed: int) -> None:
+        """Make what follows depend on (seed, index) alone."""
+        torch.manual_seed(hash((seed, index)) & 0x7FFFFFFF)
+
+    def backward(self, batch: Batch, index: int = 0) -> Tensor:
+        """The loss of a batch at a step, with fresh gradients in the parameters.
+
+        Computed in equal parts where the recipe's micro_batch says so.
+        """
+        phase = self.recipe.phase(index // self.per_epoch + 1)
+        set_training(self.model, self.recipe.transfer)
+        self._set_dropout(phase)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        count = len(batch.labels)
+        parts = -(-count // (self.recipe.optimizer.micro_batch or count))
+        total = torch.zeros((), device=self.machine.device)
+        for pixels, labels in zip(
+            batch.pixels.tensor_split(parts), batch.labels.tensor_split(parts), strict=True
+        ):
+            loss = self._loss(pixels, labels, phase)
+            if parts > 1:
+                loss = loss * (len(labels) / count)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _set_dropout(self, phase: Phase) -> None:
+        wanted = phase.dropout
+        if wanted is None:
+            wanted = self.recipe.regularization.dropout
+        self.model.head.dropout.p = self.model.spec.dropout if wanted is None else wanted
+
+    def _loss(self, pixels: Tensor, labels: Tensor, phase: Phase) -> Tensor:
+        augmentation = self.recipe.augmentation
+        pixels = pixels.to(self.machine.device, non_blocking=True)
+        x, targets = mix(
+            normalise(pixels, self.model.preprocessing),
+            labels.to(self.machine.device),
+            mixup=augmentation.mixup if phase.mixup is None else phase.mixup,
+            cutmix=augmentation.cutmix,
+            classes=self.model.spec.num_classes,
+        )
+        logits = self._forward(x.contiguous(memory_format=self.machine.memory_format))
+        return batch_loss(logits.float(), targets, self.recipe.loss, self.class_weights)
 
     def _forward(self, x: Tensor) -> Tensor:
         """The frozen stages without graph and in their own format, then the ones that learn."""
-        model, frozen = self.model, self.recipe.frozen_stages
+        model, frozen = self.model, self.recipe.transfer.frozen_stages
         if frozen:
             with torch.no_grad(), self.machine.autocast(self.machine.frozen_dtype):
                 x = model.stages[:frozen](model.stem(x))
@@ -117,12 +181,20 @@ def epochs(
 
     `on_step(index, stats)` is called after each step; what it raises ends the training there.
     """
-    plan = list(schedule.steps(trainer.recipe, len(pictures.samples), seed, start))
+    recipe, samples = trainer.recipe, pictures.samples
+    labels = [sample.label for sample in samples]
+
+    def plan() -> Iterator[schedule.Step]:
+        return schedule.steps(recipe, len(samples), seed, start, labels)
+
     batches = training_batches(
-        pictures, [step.draws for step in plan], workers=trainer.machine.workers
+        pictures,
+        (step.draws for step in plan()),
+        workers=trainer.machine.workers,
+        ahead=max(1, min(4, 128 // recipe.batch_size)),  # large batches take much memory
     )
     stats, begun = EpochStats(), time.perf_counter()
-    for step in plan:
+    for step in plan():
         asked = time.perf_counter()
         batch = next(batches)
         stats.waited += time.perf_counter() - asked
@@ -135,46 +207,6 @@ def epochs(
         if step.ends_epoch:
             yield step, stats
             stats, begun = EpochStats(), time.perf_counter()
-
-
-def freeze(model: MBConvNet, stages: int) -> None:
-    """Take the stem and the first `stages` stages out of the training; 0 frees everything."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    if stages:
-        for part in (model.stem, model.stages[:stages]):
-            for parameter in part.parameters():
-                parameter.requires_grad_(False)
-
-
-def set_drop_path(model: MBConvNet, rate: float) -> None:
-    """Give the blocks the rates that a spec with `drop_path=rate` would; the spec stays."""
-    rates = model.spec.replace(drop_path=rate).drop_path_rates()
-    blocks = (module for module in model.stages.modules() if isinstance(module, MBConvBlock))
-    for block, own in zip(blocks, rates, strict=True):
-        if block.shortcut is not None:
-            block.drop_path.rate = own
-
-
-def set_training(model: MBConvNet, recipe: Recipe) -> None:
-    """Train mode, but for frozen stages, and for batch norms whose statistics are to stay."""
-    model.train()
-    if recipe.frozen_stages:
-        model.stem.eval()
-        model.stages[: recipe.frozen_stages].eval()
-    if recipe.norms == "frozen":
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-
-
-def _groups(model: MBConvNet, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters that learn, those of norms and biases apart, without weight decay."""
-    learning = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in learning if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _warm_average(decay: float) -> Callable[..., None]:

@@ -1,21 +1,125 @@
-"""Recipes: functions that return one complete frozen config. Nothing else holds hyperparameters."""
+"""A recipe: one frozen config of everything that decides how a network learns; JSON both ways.
 
-import math
+`recipes.py` has the functions that make complete ones. Nothing here imports torch.
+"""
+
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar, cast
 
+from mbconv.arch.fields import check, check_types, known, members
+from mbconv.data.augmentation import Augmentation
 from mbconv.errors import UserError
 
-SMALLEST = 96  # px; below it the last maps are too small for pretrained weights to help
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """So many epochs at one resolution."""
+    """So many epochs at one resolution; what is None is as the rest of the recipe says."""
 
-    resolution: int
+    resolution: int  # px
     epochs: int
+    magnitude: float | None = None  # of RandAugment
+    mixup: float | None = None  # alpha
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        check_types("phases", self)
+        _at_least_zero("phases", self, "magnitude", "mixup", "dropout")
+        _below_one("phases", self, "dropout")
+        if self.magnitude is not None:
+            check("phases", "magnitude", self.magnitude, self.magnitude <= 10, "from 0 to 10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How gradients become steps."""
+
+    name: Literal["adamw", "sgd", "rmsprop_tf", "lamb"] = "adamw"  # rmsprop_tf: as TensorFlow's
+    learning_rate: float = 1e-3  # at its highest
+    weight_decay: float = 0.01  # of matrices and kernels; norms and biases have none
+    momentum: float = 0.9  # of AdamW and LAMB the first beta
+    squares: float | None = None  # second beta, RMSprop's decay; None: .999, RMSprop .9
+    epsilon: float | None = None  # None: AdamW 1e-8, LAMB 1e-6, RMSprop 1e-3 inside the root
+    nesterov: bool = True  # of SGD
+    clip: float | None = None  # longest gradient, over all weights
+    micro_batch: int | None = None  # pictures computed at once, for less memory; None: all
+
+    def __post_init__(self) -> None:
+        where = "optimizer"
+        check_types(where, self)
+        check(where, "learning_rate", self.learning_rate, self.learning_rate > 0, "above zero")
+        _at_least_zero(where, self, "weight_decay", "momentum", "squares")
+        _below_one(where, self, "momentum", "squares")
+        for name in ("epsilon", "clip"):
+            value = getattr(self, name)
+            check(where, name, value, value is None or value > 0, "above zero")
+        plain = self.name != "sgd" or not self.nesterov or self.momentum > 0
+        check(where, "momentum", self.momentum, plain, "above zero with nesterov")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate over the run; `schedule.py` has the formulas."""
+
+    kind: Literal["cosine", "one_cycle", "step", "exponential"] = "cosine"  # its shape
+    warmup: float = 0.1  # share of all steps that the rate rises in
+    factor: float = 0.97  # of step and exponential: what `every` epochs multiply the rate by
+    every: float = 2.4  # epochs
+
+    def __post_init__(self) -> None:
+        where = "schedule"
+        check_types(where, self)
+        check(where, "warmup", self.warmup, 0 <= self.warmup <= 1, "from 0 to 1")
+        check(where, "factor", self.factor, 0 < self.factor <= 1, "above 0 and at most 1")
+        check(where, "every", self.every, self.every > 0, "above zero")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What training makes small."""
+
+    kind: Literal["cross_entropy", "bce"] = "cross_entropy"  # bce: each class on its own
+    label_smoothing: float = 0.1  # share of each target that is spread over all classes
+    balance: Literal["none", "weights", "sampling"] = "none"  # weigh rare classes, or repeat them
+
+    def __post_init__(self) -> None:
+        check_types("loss", self)
+        _at_least_zero("loss", self, "label_smoothing")
+        _below_one("loss", self, "label_smoothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regularization:
+    """Noise inside the network, and the moving average of its weights."""
+
+    dropout: float | None = None  # before the classifier; None: what the spec says
+    drop_path: float | None = None  # block i of n drops with i / n of it; None: the spec's
+    ema_decay: float = 0.98  # reached by (1 + n) / (10 + n) after n steps; 0: no average
+
+    def __post_init__(self) -> None:
+        check_types("regularization", self)
+        _at_least_zero("regularization", self, "dropout", "drop_path", "ema_decay")
+        _below_one("regularization", self, "dropout", "drop_path", "ema_decay")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """What pretrained weights keep, and how the classifier starts."""
+
+    head_resolution: int | None = None  # fit the classifier first, on frozen features; None: do not
+    zero_head: bool = False  # the classifier starts from zero, where it is not fitted
+    head_penalty: float = 0.03  # weight of the squared norm of the standardised classifier
+    frozen_stages: int = field(default=0, metadata={"least": 0})  # with the stem; 0: all learns
+    norms: Literal["frozen", "train"] = "train"  # frozen: statistics stay, scale and shift learn
+    layer_decay: float = 1.0  # a stage's learning rate over that of the one behind it
+
+    def __post_init__(self) -> None:
+        check_types("transfer", self)
+        _at_least_zero("transfer", self, "head_penalty")
+        decays = 0 < self.layer_decay <= 1
+        check("transfer", "layer_decay", self.layer_decay, decays, "above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,29 +128,19 @@ class Recipe:
 
     name: str
     phases: tuple[Phase, ...]
-    batch_size: int = 32
-    head_resolution: int | None = None  # fit the classifier first, on frozen features; None: do not
-    head_penalty: float = 0.03  # weight of the squared norm of the standardised classifier
-    frozen_stages: int = 0  # the stem and so many stages keep their weights
-    norms: Literal["frozen", "train"] = "train"  # frozen: statistics stay, scale and shift learn
-    learning_rate: float = 1e-3  # of AdamW, at its highest
-    warmup: float = 0.1  # share of all steps
-    weight_decay: float = 0.01  # of matrices and kernels; norms and biases have none
-    label_smoothing: float = 0.1
-    drop_path: float | None = None  # None: what the spec says
-    ema_decay: float = 0.98
-    crop_scale: float = 0.35  # random resized crop: smallest share of the picture's area
-    flip: bool = True  # mirror half of the pictures
+    batch_size: int = 32  # pictures a step
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    loss: Loss = field(default_factory=Loss)
+    regularization: Regularization = field(default_factory=Regularization)
+    transfer: Transfer = field(default_factory=Transfer)
 
     def __post_init__(self) -> None:
-        phases = tuple(p if isinstance(p, Phase) else Phase(**p) for p in self.phases)
-        object.__setattr__(self, "phases", phases)
-        if not phases or min(min(p.resolution, p.epochs) for p in phases) < 1:
-            raise UserError("A recipe needs at least one epoch, at a resolution of 1 or more.")
-        if self.batch_size < 1:
-            raise UserError(f"The batch size is {self.batch_size}; it must be 1 or more.")
-        if not self.learning_rate > 0:
-            raise UserError(f"The learning rate is {self.learning_rate}; it must be positive.")
+        check_types("recipe", self)
+        object.__setattr__(self, "phases", members("recipe", "phases", self.phases, Phase))
+        if not self.phases:
+            raise UserError("A recipe needs at least one phase of one epoch.")
 
     @property
     def epochs(self) -> int:
@@ -57,77 +151,54 @@ class Recipe:
         """The last phase's, which the finished network is used at."""
         return self.phases[-1].resolution
 
+    def phase(self, epoch: int) -> Phase:
+        """The phase of an epoch, counted from 1; behind the last one the last."""
+        for phase in self.phases:
+            epoch -= phase.epochs
+            if epoch <= 0:
+                return phase
+        return self.phases[-1]
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain data, every field written out; `from_dict` restores it exactly."""
+        data = asdict(self)
+        data["phases"] = list(data["phases"])
+        return data
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Recipe":
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise UserError(f"This recipe does not fit this version of mbconv: {error}.") from error
+    def from_dict(cls, data: Any) -> "Recipe":
+        """A Recipe from `to_dict`'s data; UserError names the field that does not fit."""
+        if isinstance(data, Mapping) and isinstance(data.get("phases"), list | tuple):
+            phases = tuple(_made(Phase, phase, "phases") for phase in data["phases"])
+            data = {**data, "phases": phases}
+        return _made(cls, data, "recipe")
 
 
-def finetune(pictures: int, resolution: int, *, epochs: int | None = None) -> Recipe:
-    """Fine-tune pretrained weights on `pictures` training pictures, for use at `resolution`.
-
-    The classifier is first fitted on frozen features; then all but the stem and the first four
-    stages learn. Batch-norm statistics stay those of the pretraining, which small batches would
-    blur, so that they can be folded into the convolutions. Resolution grows (Tan and Le 2021,
-    arXiv 2104.00298). Without `epochs`: about 340 steps, between 4 and 40 epochs.
-    """
-    phases = growing(resolution, epochs or _default_epochs(pictures, steps=340))
-    return Recipe(
-        name="finetune",
-        phases=phases,
-        head_resolution=phases[0].resolution,
-        frozen_stages=4,
-        norms="frozen",
-        learning_rate=4e-4,
-        drop_path=0.0,  # so few epochs need no more noise than the crops bring
-    )
+def _made(kind: type[Item], data: Any, where: str) -> Item:
+    """A dataclass from plain data, and those inside it from theirs."""
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where} is {data!r}; it must be an object with named fields.")
+    own = {f.name: f for f in fields(cast(Any, kind))}
+    known(where, data, set(own))
+    values = {
+        name: _made(cast(Any, own[name].type), value, name)
+        if is_dataclass(own[name].type) and not is_dataclass(value)
+        else value
+        for name, value in data.items()
+    }
+    try:
+        return kind(**values)
+    except TypeError as error:  # a field without default is missing
+        raise UserError(f"{where} is incomplete: {error}.") from error
 
 
-def scratch(pictures: int, resolution: int, *, epochs: int | None = None) -> Recipe:
-    """Train fresh weights: everything learns, batch norms included; about 6,000 steps."""
-    return Recipe(
-        name="scratch",
-        phases=growing(resolution, epochs or _default_epochs(pictures, steps=6000)),
-        learning_rate=3e-3,
-        weight_decay=0.05,
-        ema_decay=0.998,
-    )
+def _at_least_zero(where: str, item: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(item, name)
+        check(where, name, value, value is None or value >= 0, "zero or more")
 
 
-def growing(resolution: int, epochs: int) -> tuple[Phase, ...]:
-    """The first half of the epochs at 5/7 of the resolution (160 of 224), the rest at all of it.
-
-    The smaller side is a multiple of 32 and at least 96.
-    """
-    small = max(SMALLEST, round(resolution * 5 / 7 / 32) * 32)
-    first = epochs // 2
-    if first == 0 or small >= resolution:
-        return (Phase(resolution, epochs),)
-    return (Phase(small, first), Phase(resolution, epochs - first))
-
-
-def plan_epochs(recipe: Recipe, pictures: int, seconds: float, pixel_rate: float) -> Recipe:
-    """The same recipe with as many epochs as fit into `seconds` of stepping.
-
-    `pixel_rate` is training pixels a second. Raises UserError where not one epoch fits.
-    """
-    for epochs in range(200, 0, -1):
-        phases = growing(recipe.resolution, epochs)
-        pixels = sum(p.epochs * p.resolution**2 for p in phases) * pictures
-        if pixels / pixel_rate <= seconds:
-            return replace(recipe, phases=phases)
-    needed = recipe.resolution**2 * pictures / pixel_rate
-    raise UserError(
-        f"The budget leaves {max(0, seconds):.0f} s for training and one epoch at "
-        f"{recipe.resolution} px takes about {needed:.0f} s here. Give a longer --budget or a "
-        f"smaller --resolution."
-    )
-
-
-def _default_epochs(pictures: int, steps: int, batch_size: int = 32) -> int:
-    return min(max(math.ceil(steps * batch_size / pictures), 4), 40)
+def _below_one(where: str, item: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(item, name)
+        check(where, name, value, value is None or value < 1, "below 1")

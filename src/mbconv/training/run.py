@@ -1,11 +1,13 @@
 """A whole training run: what `mbconv train` does, from a folder of pictures to a report."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
 from mbconv.training.console import Reporter
+from mbconv.training.recipe import Recipe
 from mbconv.training.session import OnEpoch, Session
 from mbconv.training.setup import Settings
 
@@ -30,6 +32,8 @@ def train(
     seed: int = 0,
     device: str = "auto",
     flip: bool = True,
+    recipe: str | Recipe | None = None,
+    changes: Sequence[str] = (),
     config: str | Path | None = None,
     on_epoch: OnEpoch | None = None,
     quiet: bool = False,
@@ -41,8 +45,10 @@ def train(
     folder of class folders or of splits, a list, shards; `out` the run folder, which must not
     hold a run yet. What is None is chosen by the recipe: `epochs` by the number of pictures,
     `resolution` (pixels) by their size. `budget` (seconds) plans both so that the run ends in
-    that time. `device` is auto, cpu, cuda or mps; `flip` mirrors half of the pictures. `config`
-    is an earlier run's config.json, whose recipe, seed and machine are used again instead.
+    that time. `device` is auto, cpu, cuda or mps; `flip` mirrors half of the pictures. `recipe`
+    is a name that `mbconv recipe list` shows or a whole `Recipe`; by default finetune, or scratch
+    for fresh weights; `changes` set single fields of it ("optimizer.clip=1"). `config` is an
+    earlier run's config.json, whose recipe, seed and machine are used again instead.
     `on_epoch(network, metrics)` is called with the averaged network after the head's fit and
     after each epoch. `started` is the time on `time.perf_counter` that the budget counts from, by
     default now.
@@ -51,8 +57,9 @@ def train(
     continues.
     """
     settings = Settings(
-        epochs=epochs, budget=budget, resolution=resolution, seed=seed, device=device, flip=flip
-    )
+        epochs=epochs, budget=budget, resolution=resolution, seed=seed, device=device, flip=flip,
+        recipe=recipe, changes=tuple(changes),
+    )  # fmt: skip
     session = Session(Path(out), Reporter(quiet), on_epoch)
     session.started = started or session.started
     with session.interruptible():

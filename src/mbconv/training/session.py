@@ -4,6 +4,7 @@ import math
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,25 +12,24 @@ from typing import Any
 
 import torch
 
-from mbconv.arch.spec import Spec
 from mbconv.data.audit import Audit
 from mbconv.data.loader import Pictures
 from mbconv.data.source import Dataset
 from mbconv.errors import UserError
 from mbconv.measure.accuracy import collect, evaluate, summarize
 from mbconv.measure.gradcam import explain_mistakes
-from mbconv.nn.model import MBConvNet, build
-from mbconv.preprocessing import Preprocessing
+from mbconv.nn.model import MBConvNet
 from mbconv.record import Record, write_records
 from mbconv.report.run import write_report
 from mbconv.runtime.predictor import Predictor
 from mbconv.training import folder, setup
 from mbconv.training.console import Reporter
-from mbconv.training.head import fit_head
+from mbconv.training.diagnosis import Diverged, save_failed_step
+from mbconv.training.head import fit_head, zero_head
 from mbconv.training.loop import EpochStats, Trainer, epochs
 from mbconv.training.machine import DTYPES, Machine, find_device, keep_freed_memory, plain_machine
 from mbconv.training.recipe import Recipe
-from mbconv.training.schedule import Step, learning_rate, total_steps
+from mbconv.training.schedule import Step, total_steps
 from mbconv.training.state import load_state, save_state
 from mbconv.weights import file as model_file
 from mbconv.weights.model import MODEL_FILE, load
@@ -93,10 +93,11 @@ class Session:
             "budget_seconds": settings.budget,
         } | folder.describe(network, self.recipe, machine)
         folder.write_data(self.path, self.dataset, found)
-        self.reporter.say(setup.describe(self.recipe, machine))
+        self._make_trainer(network, machine)
+        for line in setup.describe(network, self.recipe, machine):
+            self.reporter.say(line)
         if settings.resolution is not None or not pretrained:  # else the recipe knows what it does
             setup.warn_of_small_maps(network, self.recipe, self.reporter)
-        self._make_trainer(network, machine)
         self.save()
         folder.write_config(self.path, self.config)  # with it this is a run, which can be resumed
 
@@ -106,9 +107,8 @@ class Session:
         keep_freed_memory()
         self.dataset = folder.read_data(self.path)
         self.recipe = Recipe.from_dict(self.config["recipe"])
-        network = build(Spec.from_dict(self.config["spec"]))
+        network = folder.network_of(self.config)
         network.labels = self.dataset.classes
-        network.preprocessing = Preprocessing.from_dict(self.config["preprocessing"])
         self._make_trainer(network, Machine.from_dict(self.config["machine"]))
         past, damaged = load_state(self.path, self.trainer)
         if damaged:
@@ -139,46 +139,52 @@ class Session:
     ) -> tuple[Recipe, Machine]:
         resolution = setup.choose_resolution(network, found, settings.resolution)
         sizes = {name: len(samples) for name, samples in self.dataset.splits.items()}
-        recipe = setup.choose_recipe(settings, resolution, sizes["train"], pretrained)
+
+        def make(resolution: int, epochs: int | None) -> Recipe:
+            return setup.choose_recipe(settings, resolution, sizes["train"], pretrained, epochs)
+
+        recipe = make(resolution, settings.epochs)
         machine = plain_machine(find_device(settings.device))
         machine = setup.choose_machine(network, recipe, machine)
         if settings.budget is not None:
             left = settings.budget - (time.perf_counter() - self.started)
             rate = setup.pixel_rate(recipe, machine)
-            recipe = setup.fit_budget(recipe, rate, left, sizes)
+            recipe = setup.fit_budget(make, recipe, rate, left, sizes)
         return recipe, machine
 
     def _make_trainer(self, network: MBConvNet, machine: Machine) -> None:
         torch.set_num_threads(machine.threads)
-        total = total_steps(self.recipe, len(self.dataset.splits["train"]))
-        self.trainer = Trainer(network, self.recipe, machine, total)
+        samples = self.dataset.splits["train"]
+        total = total_steps(self.recipe, len(samples))
+        counted = Counter(sample.label for sample in samples)
+        counts = [counted[label] for label in range(len(self.dataset.classes))]
+        self.trainer = Trainer(network, self.recipe, machine, total, counts)
 
     # -- learn ---------------------------------------------------------------------------------
 
     def fit_head(self) -> None:
-        """Fit the classifier on frozen features, if the recipe says so; counts as epoch 0."""
-        if self.recipe.head_resolution is None:
+        """Start the classifier as the recipe says; fitting it counts as epoch 0."""
+        network, resolution = self.trainer.model, self.recipe.transfer.head_resolution
+        if resolution is None:
+            if self.recipe.transfer.zero_head:
+                zero_head(network)
+                self.trainer.ema.load_state_dict(network.state_dict())
             return
         begun = time.perf_counter()
-        network = self.trainer.model
-        predictor = self._predictor(network, self.recipe.head_resolution)
+        predictor = self._predictor(network, resolution)
         samples = list(self.dataset.splits["train"])
         with self.reporter.bar(len(samples), "features") as bar:
             fit_head(predictor, samples, self.recipe, bar.update)
         self.trainer.ema.load_state_dict(network.state_dict())
         seconds = time.perf_counter() - begun
         self._log(
-            {"epoch": 0, "phase": "head", "resolution": self.recipe.head_resolution,
+            {"epoch": 0, "phase": "head", "resolution": resolution,
              "img_per_s": len(samples) / seconds}
         )  # fmt: skip
 
     def learn(self) -> None:
         """All epochs that are left; a line of metrics and a state to resume from after each."""
-        pictures = Pictures(
-            self.dataset.splits["train"],
-            crop_scale=self.recipe.crop_scale,
-            flip=self.recipe.flip,
-        )
+        pictures = Pictures(self.dataset.splits["train"], self.recipe.augmentation)
         per_epoch = self.trainer.total // self.recipe.epochs
         with self.reporter.bar(self.trainer.total, "training") as bar:
 
@@ -205,6 +211,12 @@ class Session:
                         raise KeyboardInterrupt
                     if self._out_of_time(step, stats):
                         break
+            except Diverged as error:
+                kept = save_failed_step(self.path, error)
+                raise UserError(
+                    f"{error} The step is kept in {kept}; see it layer by layer: mbconv replay "
+                    f"{self.path}"
+                ) from error
             finally:
                 self.stepping = False
 
@@ -223,12 +235,10 @@ class Session:
     def _end_epoch(self, step: Step, stats: EpochStats) -> None:
         for path, reason in stats.failures:
             self.reporter.say(f"  left out: {path}: {reason}", style="yellow")
-        rate = learning_rate(
-            step.index, self.trainer.total, self.recipe.learning_rate, self.recipe.warmup
-        )
         self._log(
             {"epoch": step.epoch, "phase": "full", "resolution": step.resolution,
-             "train_loss": stats.loss_sum / max(1, stats.pictures), "lr": rate,
+             "train_loss": stats.loss_sum / max(1, stats.pictures),
+             "lr": self.trainer.rate(step.index),
              "img_per_s": stats.pictures / stats.seconds,
              "data_wait": stats.waited / stats.seconds}
         )  # fmt: skip

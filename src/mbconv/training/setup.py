@@ -1,5 +1,6 @@
 """From the user's words to what a run needs: pictures in splits, a network, a recipe, a machine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from mbconv.data.loader import Batch
 from mbconv.data.source import Dataset, scan, split
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
-from mbconv.training import recipe as recipes
+from mbconv.training import transfer
 from mbconv.training.console import Reporter
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import Machine, measured, timed
-from mbconv.training.recipe import SMALLEST, Recipe
+from mbconv.training.override import changed
+from mbconv.training.recipe import Recipe
+from mbconv.training.recipes import SMALLEST, find_recipe, plan_epochs
 from mbconv.weights.model import create_model, has_weights
 
 
@@ -29,6 +32,8 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     flip: bool = True
+    recipe: str | Recipe | None = None  # a name, or a whole one that is used as it is
+    changes: tuple[str, ...] = ()  # path=value, single fields of the recipe
 
     def __post_init__(self) -> None:
         for name in ("epochs", "budget", "resolution"):
@@ -39,6 +44,10 @@ class Settings:
             raise UserError("Give either epochs or a budget: each decides how long to train.")
         if self.resolution is not None and self.resolution < 32:
             raise UserError(f"resolution is {self.resolution}; it must be at least 32 pixels.")
+        if isinstance(self.recipe, str):
+            find_recipe(self.recipe)
+        elif self.recipe and (self.epochs or self.budget or self.resolution):
+            raise UserError("A whole Recipe says its epochs and resolution itself; give only that.")
 
 
 def open_data(data: str | Path, seed: int, reporter: Reporter) -> tuple[Dataset, Audit]:
@@ -81,10 +90,22 @@ def choose_resolution(network: MBConvNet, found: Audit, wanted: int | None) -> i
     return min(native, max(SMALLEST, -(-short // 32) * 32))
 
 
-def choose_recipe(settings: Settings, resolution: int, pictures: int, pretrained: bool) -> Recipe:
-    make = recipes.finetune if pretrained else recipes.scratch
-    recipe = make(pictures, resolution, epochs=settings.epochs)
-    return replace(recipe, flip=settings.flip, batch_size=min(recipe.batch_size, pictures))
+def choose_recipe(
+    settings: Settings,
+    resolution: int,
+    pictures: int,
+    pretrained: bool,
+    epochs: int | None = None,
+) -> Recipe:
+    """The recipe that the settings name, or the one for these weights, with their changes."""
+    recipe = settings.recipe
+    if not isinstance(recipe, Recipe):
+        make = find_recipe(recipe or ("finetune" if pretrained else "scratch"))
+        recipe = make(pictures, resolution, epochs=epochs)
+    recipe = replace(recipe, batch_size=min(recipe.batch_size, pictures))
+    if not settings.flip:
+        recipe = replace(recipe, augmentation=replace(recipe.augmentation, flip=False))
+    return changed(recipe, settings.changes)
 
 
 def choose_machine(network: MBConvNet, recipe: Recipe, machine: Machine) -> Machine:
@@ -116,15 +137,22 @@ def pixel_rate(recipe: Recipe, machine: Machine) -> float:
     return float(pixels / seconds / LOADED)
 
 
-def fit_budget(recipe: Recipe, rate: float, seconds: float, sizes: dict[str, int]) -> Recipe:
+def fit_budget(
+    make: Callable[[int, int], Recipe],
+    recipe: Recipe,
+    rate: float,
+    seconds: float,
+    sizes: dict[str, int],
+) -> Recipe:
     """Epochs, and if need be a smaller resolution, so that the run takes `seconds` from here.
 
-    `rate` is training pixels a second, `sizes` the pictures in each split. A fourth of a
-    training step is a forward pass; an eighth of the time is kept in reserve.
+    `make(resolution, epochs)` gives recipes like `recipe`; `rate` is training pixels a second,
+    `sizes` the pictures in each split. A fourth of a training step is a forward pass; an eighth of
+    the time is kept in reserve.
     """
     at_epoch = sizes["train"] + 0.5 * sizes.get("val", 0)  # raw and averaged weights
     once = sizes.get("test", sizes.get("val", 0))
-    once += sizes["train"] if recipe.head_resolution else 0
+    once += sizes["train"] if recipe.transfer.head_resolution else 0
 
     def left(side: int) -> float:
         return seconds * 7 / 8 - 0.25 * once * side**2 / rate
@@ -132,10 +160,7 @@ def fit_budget(recipe: Recipe, rate: float, seconds: float, sizes: dict[str, int
     sides = list(range(recipe.resolution, SMALLEST - 1, -32)) or [recipe.resolution]
     enough = (side for side in sides if 3 * at_epoch * side**2 / rate <= left(side))
     side = next(enough, sides[-1])  # with fewer than three epochs, smaller pictures teach more
-    phases = recipes.growing(side, recipe.epochs)
-    head = recipe.head_resolution and phases[0].resolution
-    smaller = replace(recipe, phases=phases, head_resolution=head)
-    return recipes.plan_epochs(smaller, round(at_epoch), left(side), rate)
+    return plan_epochs(lambda epochs: make(side, epochs), round(at_epoch), left(side), rate)
 
 
 def warn_of_small_maps(network: MBConvNet, recipe: Recipe, reporter: Reporter) -> None:
@@ -144,14 +169,16 @@ def warn_of_small_maps(network: MBConvNet, recipe: Recipe, reporter: Reporter) -
         reporter.say(f"  {warning}", style="yellow")
 
 
-def describe(recipe: Recipe, machine: Machine) -> str:
-    """One line on what will happen."""
+def describe(network: MBConvNet, recipe: Recipe, machine: Machine) -> list[str]:
+    """Lines on what will happen, once the trainer is made."""
     phases = " then ".join(f"{p.epochs} epochs at {p.resolution} px" for p in recipe.phases)
     layout = "channels_last" if machine.channels_last else "contiguous"
     formats = machine.dtype
-    if recipe.frozen_stages and machine.frozen_dtype != machine.dtype:
+    if recipe.transfer.frozen_stages and machine.frozen_dtype != machine.dtype:
         formats += f" ({machine.frozen_dtype} in frozen stages)"
-    return (
+    lines = [
         f"recipe {recipe.name}: {phases}, batch {recipe.batch_size}; {machine.device}, "
         f"{machine.threads} threads, {layout}, {formats}"
-    )
+    ]
+    stays = transfer.describe(network, recipe.transfer)
+    return lines if stays is None else [*lines, f"  {stays}"]

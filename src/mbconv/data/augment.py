@@ -1,0 +1,54 @@
+"""Augmentation carried out: a decoded picture becomes a training picture, a batch a mixed one."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from mbconv.data.augmentation import Augmentation
+
+GREY = 128  # what rotation, shearing and erasing leave behind
+_BINS = 31  # RandAugment's magnitudes in torchvision are 0 to 30
+
+
+@cache
+def pipeline(augmentation: Augmentation, resolution: int, magnitude: float | None) -> v2.Compose:
+    """Pillow picture -> Pillow picture `resolution` px square, drawn from torch's generator.
+
+    `magnitude`, where given, replaces the augmentation's own.
+    """
+    crop = v2.RandomResizedCrop(
+        resolution, (augmentation.crop_scale, 1.0), interpolation=InterpolationMode.BILINEAR
+    )
+    steps: list[Any] = [crop, v2.RandomHorizontalFlip(0.5 if augmentation.flip else 0.0)]
+    strength = augmentation.magnitude if magnitude is None else magnitude
+    drawn: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "fill": GREY}
+    if augmentation.policy == "autoaugment":
+        steps.append(v2.AutoAugment(**drawn))
+    elif augmentation.policy == "randaugment":
+        index = round(strength * (_BINS - 1) / 10)
+        steps.append(v2.RandAugment(augmentation.operations, index, _BINS, **drawn))
+    elif augmentation.policy == "trivialaugment":
+        steps.append(v2.TrivialAugmentWide(**drawn))
+    if augmentation.erasing:
+        steps.append(v2.RandomErasing(augmentation.erasing, value=GREY))
+    return v2.Compose(steps)
+
+
+def mix(
+    x: Tensor, labels: Tensor, *, mixup: float, cutmix: float, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Mix each picture with its neighbour in the batch; draws from torch's generator.
+
+    Normalised pictures [N, 3, H, W] and labels [N] -> pictures and shares [N, classes], or both
+    unchanged where both alphas are 0. One share is drawn for the whole batch.
+    """
+    if not mixup and not cutmix:
+        return x, labels
+    cuts = cutmix > 0 and (not mixup or torch.rand(()).item() < 0.5)
+    kind = v2.CutMix if cuts else v2.MixUp
+    transform = kind(alpha=cutmix if cuts else mixup, num_classes=classes)
+    mixed, shares = transform(x, labels)
+    return mixed, shares
