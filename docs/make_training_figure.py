@@ -42,7 +42,8 @@ def panel(title: str, records: list[Record], most: bool, left: int) -> str:
             f'<text x="{left + LEFT - 10}" y="{y + 18}" text-anchor="end">{escape(label)}</text>',
             f'<rect x="{left + LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" rx="3" '
             f'fill="{ROWS[label][0]}"/>',
-            f'<text x="{left + LEFT + length + 8:.1f}" y="{y + 18}" class="value">'
+            f'<text x="{left + LEFT + (record.high or record.value) * scale + 8:.1f}" y="{y + 18}" '
+            f'class="value">'
             f"{record.value:.3g}</text>",
         ]
         if record.low is not None and record.high is not None:

@@ -17,6 +17,7 @@ from PIL import Image
 import mbconv
 from mbconv.cli import main
 from mbconv.data.audit import audit
+from mbconv.data.augmentation import Augmentation
 from mbconv.data.loader import Batch, Draw, Pictures, training_batches
 from mbconv.data.pack import pack
 from mbconv.data.source import Dataset, scan
@@ -25,7 +26,7 @@ from mbconv.measure.accuracy import collect
 from mbconv.runtime.predictor import Predictor
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import Machine
-from mbconv.training.recipe import Phase, Recipe
+from mbconv.training.recipe import Optimizer, Phase, Recipe
 from mbconv.weights.file import tensor_hash
 from packed import write_csv, write_folder, write_shards, write_tar
 from small import SMALL, write_classes, write_model
@@ -104,7 +105,7 @@ def test_training_sees_every_picture_once(
     make: Callable[[Path], Path], workers: int, tmp_path: Path
 ) -> None:
     samples = scan(make(tmp_path)).splits["train"]
-    pictures = Pictures(samples, crop_scale=0.5, flip=True)
+    pictures = Pictures(samples, Augmentation(crop_scale=0.5))
     draws = [
         [Draw(i, 32, (1, 1)) for i in row] for row in ([3, 0, 7, 11, 9], [1, 2, 4, 5, 6, 8, 10])
     ]
@@ -125,7 +126,7 @@ def test_workers_that_are_spawned_read_shards(
     from torch.utils import data
 
     samples = scan(write_shards(tmp_path)).splits["train"]
-    pictures = Pictures(samples, crop_scale=0.5, flip=False)
+    pictures = Pictures(samples, Augmentation(crop_scale=0.5, flip=False))
     loader = data.DataLoader(
         pictures,
         batch_sampler=[[Draw(0, 32, (1, 1)), Draw(5, 32, (1, 1))]],
@@ -142,7 +143,8 @@ def test_workers_that_are_spawned_read_shards(
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = Recipe(name="t", phases=(Phase(32, 2),), batch_size=10, learning_rate=0.01)
+    optimizer = Optimizer(learning_rate=0.01)
+    recipe = Recipe(name="t", phases=(Phase(32, 2),), batch_size=10, optimizer=optimizer)
     monkeypatch.setattr("mbconv.training.setup.choose_recipe", lambda *_: recipe)
     monkeypatch.setattr(
         "mbconv.training.setup.choose_machine", lambda *_: Machine(threads=1, workers=0)
