@@ -1,8 +1,6 @@
 """One run in its folder, step by step: prepare, fit the head, learn, finish; or reopen."""
 
 import math
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +24,7 @@ from mbconv.training import folder, setup
 from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged, save_failed_step
 from mbconv.training.head import fit_head, zero_head
+from mbconv.training.interrupt import interrupts_held
 from mbconv.training.loop import EpochStats, Trainer, epochs
 from mbconv.training.machine import DTYPES, Machine, find_device, keep_freed_memory, plain_machine
 from mbconv.training.recipe import Recipe
@@ -336,26 +335,3 @@ def is_kept(score: float, best: float, n: int) -> bool:
     the last ones, whose learning rate has come down, are the better bet.
     """
     return score >= best - math.sqrt(best * (1 - best) / n)
-
-
-@contextmanager
-def interrupts_held(session: Session) -> Iterator[None]:
-    """While the session steps, Ctrl-C waits for the step's end, so that no step is half done.
-
-    A second one does not wait. Only a program's main thread can ask for this; elsewhere nothing
-    changes.
-    """
-
-    def handle(number: int, frame: object) -> None:
-        if not session.stepping or session.stop_asked:
-            raise KeyboardInterrupt
-        session.stop_asked = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
