@@ -16,6 +16,7 @@ from strategies import steady
 SETS = [name for name in native.usable() if name in native.compiled()]
 pytestmark = pytest.mark.skipif(not SETS, reason="the install found no compiler")
 DTYPES = [torch.float32, torch.bfloat16]
+LIBRARY = native.library  # the tests put others in its place
 
 
 @pytest.fixture(scope="module", params=SETS, autouse=True)
@@ -221,6 +222,14 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype) -> None:
     for other in seen[1:]:
         for a, b in zip(seen[0], other, strict=True):
             assert torch.equal(a, b)
+
+
+def test_kernels_of_another_version_are_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an update of the sources that was not followed by an install."""
+    monkeypatch.setattr(native, "INTERFACE", 1)
+    loaded, reason = LIBRARY.__wrapped__()
+    assert loaded is None
+    assert "install it again" in reason
 
 
 def test_what_is_not_a_number_stays_so() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from mbconv.kernels import reference
 from mbconv.kernels.reference import ACTIVATIONS, Act, After, Geometry
 
+INTERFACE = 2  # of the compiled functions, as native/interface.cpp has it
 FOLDER = Path(__file__).with_name("native")
 # By preference; what a processor must have, by the names of /proc/cpuinfo.
 INSTRUCTION_SETS: dict[str, frozenset[str]] = {
@@ -71,9 +72,12 @@ def library() -> tuple[ctypes.CDLL | None, str]:
         return None, "the install found no C++ compiler: install g++ or clang, then mbconv again"
     try:
         _share_openmp()
-        return ctypes.CDLL(str(_path(names[0]))), names[0]
+        loaded = ctypes.CDLL(str(_path(names[0])))
     except OSError as error:
         return None, f"{_path(names[0]).name} cannot be loaded: {error}"
+    if not hasattr(loaded, "mbconv_interface") or loaded.mbconv_interface() != INTERFACE:
+        return None, "the compiled kernels belong to another version of mbconv: install it again"
+    return loaded, names[0]
 
 
 def _path(name: str) -> Path:
