@@ -56,8 +56,7 @@ def block(
     means and variances that are constants; without it the batch's are taken. The gate is
     squeeze-and-excitation with the activation `gate_act` inside and `gate_sigmoid` (sigmoid or
     hard_sigmoid) at its end; with four times None there is none. `keep` [N] multiplies the
-    branch (drop-path). geometry: kernel, stride, rows of zeros above, columns
-    left, dilation.
+    branch (drop-path). geometry: kernel, stride, rows of zeros above, columns left, dilation.
 
     Returns y [N, C', H', W'], and without gradient: e, d, p ([N, H, W, channels]), the batch's
     statistics [2, sum of widths], the gate's means [N, E], mean and covariance of a narrow x

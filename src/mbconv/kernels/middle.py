@@ -64,9 +64,9 @@ def expand_and_convolve(
     found, counts = [], []
     for part in slabs(x, channels):
         expanded = k.product(x[part], expand.flatten(1), e[part] if keep else None)
-        moments = k.depthwise(expanded, norm, act, own, place, statistics=statistics, out=d[part])[
-            1
-        ]
+        _, moments = k.depthwise(
+            expanded, norm, act, own, place, statistics=statistics, out=d[part]
+        )
         found.append(moments)
         counts.append(len(expanded))
     return e, d, joined(found, counts) if statistics else None

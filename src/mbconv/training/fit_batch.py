@@ -19,7 +19,7 @@ from mbconv.errors import UserError
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import keep_freed_memory, plain_machine
 from mbconv.training.override import changed
-from mbconv.training.recipes import find_recipe
+from mbconv.training.recipes import find_recipe, usual_recipe
 from mbconv.weights.model import create_model, has_weights
 
 SIZES = (8, 16, 32)
@@ -136,7 +136,7 @@ def _measure(
     pretrained = has_weights(model)
     network = create_model(model, pretrained=pretrained)
     side = resolution or network.preprocessing.resolution
-    make = find_recipe(recipe or ("finetune" if pretrained else "scratch"))
+    make = find_recipe(recipe) if recipe else usual_recipe(pretrained)
     machine = replace(plain_machine("cpu"), dtype=dtype, frozen_dtype=dtype)
     trainer = Trainer(network, changed(make(10_000, side, epochs=1), changes), machine, total=3)
     torch.manual_seed(0)

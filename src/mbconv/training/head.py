@@ -8,7 +8,27 @@ from mbconv.data.source import Sample
 from mbconv.measure.accuracy import Progress, collect
 from mbconv.nn.model import MBConvNet
 from mbconv.runtime.predictor import Predictor
+from mbconv.training.console import Reporter
 from mbconv.training.recipe import Recipe
+
+
+def start_head(
+    model: MBConvNet,
+    samples: list[Sample],
+    recipe: Recipe,
+    reporter: Reporter,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Fit the classifier, make it zero or leave it, as the recipe says, in place.
+
+    `dtype` is what the features are computed in, by default float32.
+    """
+    if recipe.transfer.head_resolution is not None:
+        at = model.preprocessing.at(recipe.transfer.head_resolution)
+        with reporter.bar(len(samples), "features") as bar:
+            fit_head(Predictor(model, dtype=dtype, preprocessing=at), samples, recipe, bar.update)
+    elif recipe.transfer.zero_head:
+        zero_head(model)
 
 
 def zero_head(model: MBConvNet) -> None:

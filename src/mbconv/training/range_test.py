@@ -11,11 +11,10 @@ import torch
 from mbconv.data.loader import Pictures, training_batches
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
-from mbconv.runtime.predictor import Predictor
 from mbconv.training import setup
 from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged
-from mbconv.training.head import fit_head, zero_head
+from mbconv.training.head import start_head
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import find_device, plain_machine
 from mbconv.training.schedule import steps
@@ -98,12 +97,7 @@ def range_test(
     endless = replace(recipe.phases[0], epochs=2**31 - 1)
     recipe = replace(recipe, phases=(endless,))
     trainer = Trainer(network, recipe, plain_machine(find_device(settings.device)), number)
-    if recipe.transfer.head_resolution is not None:
-        at = network.preprocessing.at(recipe.transfer.head_resolution)
-        with reporter.bar(len(samples), "features") as bar:
-            fit_head(Predictor(network, preprocessing=at), samples, recipe, bar.update)
-    elif recipe.transfer.zero_head:
-        zero_head(network)
+    start_head(network, samples, recipe, reporter)
     points: list[tuple[float, float]] = []
     batches = training_batches(
         Pictures(samples, recipe.augmentation),

@@ -219,6 +219,11 @@ def find_recipe(name: str) -> Make:
     return RECIPES[name]
 
 
+def usual_recipe(pretrained: bool) -> Make:
+    """The one where none is named."""
+    return finetune if pretrained else scratch
+
+
 def growing(resolution: int, epochs: int) -> tuple[Phase, ...]:
     """The first half of the epochs at 5/7 of the resolution (160 of 224), the rest at all of it.
 

@@ -23,7 +23,7 @@ from mbconv.runtime.predictor import Predictor
 from mbconv.training import folder, setup
 from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged, save_failed_step
-from mbconv.training.head import fit_head, zero_head
+from mbconv.training.head import start_head
 from mbconv.training.interrupt import interrupts_held
 from mbconv.training.loop import EpochStats, Trainer, epochs
 from mbconv.training.machine import DTYPES, Machine, find_device, keep_freed_memory, plain_machine
@@ -164,17 +164,12 @@ class Session:
     def fit_head(self) -> None:
         """Start the classifier as the recipe says; fitting it counts as epoch 0."""
         network, resolution = self.trainer.model, self.recipe.transfer.head_resolution
-        if resolution is None:
-            if self.recipe.transfer.zero_head:
-                zero_head(network)
-                self.trainer.ema.load_state_dict(network.state_dict())
-            return
-        begun = time.perf_counter()
-        predictor = self._predictor(network, resolution)
-        samples = list(self.dataset.splits["train"])
-        with self.reporter.bar(len(samples), "features") as bar:
-            fit_head(predictor, samples, self.recipe, bar.update)
+        begun, samples = time.perf_counter(), list(self.dataset.splits["train"])
+        dtype = DTYPES[self.trainer.machine.frozen_dtype]
+        start_head(network, samples, self.recipe, self.reporter, dtype)
         self.trainer.ema.load_state_dict(network.state_dict())
+        if resolution is None:
+            return
         seconds = time.perf_counter() - begun
         self._log(
             {"epoch": 0, "phase": "head", "resolution": resolution,

@@ -18,7 +18,7 @@ from mbconv.training.loop import Trainer
 from mbconv.training.machine import Machine, measured, timed
 from mbconv.training.override import changed
 from mbconv.training.recipe import Recipe
-from mbconv.training.recipes import SMALLEST, find_recipe, plan_epochs
+from mbconv.training.recipes import SMALLEST, find_recipe, plan_epochs, usual_recipe
 from mbconv.weights.model import create_model, has_weights
 
 
@@ -100,7 +100,7 @@ def choose_recipe(
     """The recipe that the settings name, or the one for these weights, with their changes."""
     recipe = settings.recipe
     if not isinstance(recipe, Recipe):
-        make = find_recipe(recipe or ("finetune" if pretrained else "scratch"))
+        make = find_recipe(recipe) if recipe else usual_recipe(pretrained)
         recipe = make(pictures, resolution, epochs=epochs)
     recipe = replace(recipe, batch_size=min(recipe.batch_size, pictures))
     if not settings.flip:
