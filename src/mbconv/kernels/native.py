@@ -25,6 +25,7 @@ INSTRUCTION_SETS: dict[str, frozenset[str]] = {
     "avx512_bf16": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}),
     "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
     "avx2": frozenset({"avx2", "fma"}),
+    "neon": frozenset({"aarch64"}),  # every 64-bit ARM has it
     "generic": frozenset(),
 }
 DTYPES = (torch.float32, torch.bfloat16)
@@ -42,14 +43,14 @@ class _Depthwise(ctypes.Structure):
 
 @cache
 def processor_features() -> frozenset[str]:
-    """What the processor and the system let a program use, as /proc/cpuinfo lists it."""
+    """The machine's family, and what it lets a program use, as /proc/cpuinfo lists it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return frozenset()
+        lines = []
     fields = (line.partition(":") for line in lines)
     features = (v for name, _, v in fields if name.strip() in ("flags", "Features"))
-    return frozenset(next(features, "").split())
+    return frozenset({platform.machine(), *next(features, "").split()})
 
 
 def usable() -> list[str]:
@@ -99,10 +100,10 @@ def covariance(x: Tensor) -> Tensor:
     return found
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean, variance = x.new_empty(2, x.shape[3], dtype=torch.float32)
-    _call("moments", x, _half(x), _map(x), torch.get_num_threads(), mean, variance)
-    return mean, variance
+def moments(x: Tensor) -> Tensor:
+    found = x.new_empty(2, x.shape[3], dtype=torch.float32)
+    _call("moments", x, _half(x), _map(x), torch.get_num_threads(), found[0], found[1])
+    return found
 
 
 def normalise(
@@ -163,15 +164,14 @@ def depthwise(
     bias: Tensor | None = None,
     statistics: bool = False,
     out: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+) -> tuple[Tensor, Tensor | None]:
     shape = _shape(x, geometry)
     y = x.new_empty(shape.n, shape.oh, shape.ow, shape.c) if out is None else out
-    mean, variance = x.new_empty(2, shape.c, dtype=torch.float32) if statistics else (None, None)
+    found = x.new_empty(2, shape.c, dtype=torch.float32) if statistics else None
+    mean, variance = (None, None) if found is None else found
     _call("depthwise", x, _half(x), shape, norm, _number(act), weight, bias,
           torch.get_num_threads(), y, mean, variance)  # fmt: skip
-    if mean is None or variance is None:
-        return y, None
-    return y, (mean, variance)
+    return y, found
 
 
 def depthwise_backward(
