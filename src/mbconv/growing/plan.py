@@ -241,16 +241,21 @@ class _Special(dict[str, dict[str, Any]]):
                             ("num_batches_tracked", 0.0)):  # fmt: skip
             self.constant(f"{name}.norm.{leaf}", value)
 
-    def gate(self, name: str, gate: Gating) -> None:
-        """A gate that starts at one half whatever comes in, where its gradient is largest."""
+    def gate(self, name: str, gate: Gating, new_block: bool) -> None:
+        """A gate that starts at one half whatever comes in, where its gradient is largest.
+
+        In a new block, which is silent, its last weights start afresh: zeros behind zeros would
+        take a third step to learn.
+        """
         if gate.kind in ("se", "scse"):
             inner = f"{name}.channel" if gate.kind == "scse" else name
             deviation = gate.channels**-0.5
             self.add(f"{inner}.reduce.weight", start="drawn", value=deviation)
             self.constant(f"{inner}.reduce.bias", _SQUEEZED_BIAS)
-            self.constant(f"{inner}.expand.weight", 0.0)
-            self.constant(f"{inner}.expand.bias", 0.0)
-        if gate.kind != "se":
+            if not new_block:
+                self.constant(f"{inner}.expand.weight", 0.0)
+                self.constant(f"{inner}.expand.bias", 0.0)
+        if gate.kind != "se" and not new_block:
             inner = f"{name}.spatial" if gate.kind == "scse" else name
             self.constant(f"{inner}.conv.weight", 0.0)
 
@@ -261,6 +266,7 @@ def _block(
     """What does not simply move: parts that the source lacks, the end of a new block."""
     x, block = block_at(target, place)
     where, parts = _path(place), block.parts(x)
+    new_block = place[1] >= len(source.stages[place[0]].blocks)
     before: set[str] = set()
     if found is not None:
         old_x, old = block_at(source, found)
@@ -271,8 +277,8 @@ def _block(
         if part.name in before:
             continue
         if isinstance(part, Gating):
-            special.gate(name, part)
-            if found is not None and part.kind != "scse":  # whose two halves make one
+            special.gate(name, part, new_block)
+            if not new_block and part.kind != "scse":  # whose two halves make one
                 special.add(f"{where}.project.conv.weight", factor=2.0)
         elif found is not None:
             width = {"depthwise": old.expanded(old_x), "project": old.channels}
@@ -280,7 +286,7 @@ def _block(
             shape = (channels, channels if dense else 1, 1, 1)
             new = (part.out_channels, part.in_channels if dense else 1)
             special.identity(name, shape, new, target.bn_eps)
-    if place[1] >= len(source.stages[place[0]].blocks):
+    if new_block:
         special.silent(f"{where}.{parts[-1].name}")
 
 
