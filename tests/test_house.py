@@ -22,6 +22,7 @@ STOREYS = (
     ("data",),
     ("runtime",),
     ("measure",),
+    ("growing",),
     ("report",),  # no storey between it and `arch` may be imported: see below
     ("training",),
     ("cli",),
@@ -74,6 +75,7 @@ def test_public_names() -> None:
         "create_model",
         "evaluate",
         "get_spec",
+        "grow",
         "list_specs",
         "load",
         "push_to_hub",
@@ -100,6 +102,8 @@ def test_public_names() -> None:
         "from mbconv.cli import main; main(['info', 'efficientnet_b0'], standalone_mode=False)",
         "from mbconv.cli import main; main(['info', 'timm:mnasnet_100'], standalone_mode=False)",
         "import mbconv.report.run",
+        "from mbconv.cli import main; main(['grow', 'efficientnet_b0', '--to', 'efficientnet_b1', "
+        "'--plan'], standalone_mode=False)",
         "from mbconv.cli import main; main(['recipe', 'list'], standalone_mode=False)",
         "from mbconv.cli import main; main(['recipe', 'show', 'scratch'], standalone_mode=False)",
     ],

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mbconv.arch.spec import Spec, Stage
     from mbconv.arch.zoo import get_spec, list_specs
     from mbconv.errors import UserError
+    from mbconv.growing.transfer import grow
     from mbconv.measure.accuracy import evaluate
     from mbconv.nn.encoder import Encoder
     from mbconv.nn.model import MBConvNet, build
@@ -43,6 +44,7 @@ _HOME = {
     "create_model": "weights.model",
     "evaluate": "measure.accuracy",
     "get_spec": "arch.zoo",
+    "grow": "growing.transfer",
     "list_specs": "arch.zoo",
     "load": "weights.model",
     "push_to_hub": "weights.hub",
@@ -72,6 +74,7 @@ __all__ = [
     "create_model",
     "evaluate",
     "get_spec",
+    "grow",
     "list_specs",
     "load",
     "push_to_hub",
