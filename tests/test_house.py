@@ -24,6 +24,7 @@ STOREYS = (
     ("measure",),
     ("report",),  # no storey between it and `arch` may be imported: see below
     ("training",),
+    ("export",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}
@@ -73,6 +74,7 @@ def test_public_names() -> None:
         "cost",
         "create_model",
         "evaluate",
+        "export_model",
         "get_spec",
         "list_specs",
         "load",
