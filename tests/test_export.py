@@ -1,7 +1,9 @@
 """Artifacts: the same answers in every runtime, nothing foreign inside, changes noticed."""
 
+import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +185,23 @@ def test_others_files_and_missing_ones(tmp_path: Path) -> None:
         Predictor(tmp_path / "a.onnx")
     with pytest.raises(UserError, match="does not exist"):
         Predictor(tmp_path / "none.onnx")
+
+
+def test_a_runtime_that_is_missing_and_another_processor(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mbconv.runtime import backend
+
+    artifact = Predictor(folder / "a.onnx").artifact
+    assert artifact is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "processor_features", lambda: frozenset({"avx2"}))
+        with pytest.raises(UserError, match="made for processors with avx512_vnni"):
+            backend._check_processor(replace(artifact, needs=("avx512_vnni",)), folder)
+        backend._check_processor(replace(artifact, needs=("avx2", "x")), folder)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r'pip install "mbconv\[onnx\]"'):
+        Predictor(folder / "a.onnx")
 
 
 def test_wishes_that_cannot_be_had(model: MBConvNet, tmp_path: Path) -> None:
