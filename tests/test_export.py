@@ -14,12 +14,14 @@ from click.testing import CliRunner
 from images import photo
 from mbconv.arch.block import Block
 from mbconv.arch.spec import Spec, Stage
+from mbconv.arch.zoo import get_spec, list_specs
 from mbconv.cli import main
 from mbconv.data.transform import normalise, prepare
 from mbconv.errors import UserError
 from mbconv.export.network import folded
 from mbconv.export.preprocessing_graph import preprocessing_graph
 from mbconv.export.run import export_model
+from mbconv.kernels.native import processor_features
 from mbconv.measure.paired import paired
 from mbconv.nn.model import MBConvNet, build
 from mbconv.preprocessing import Preprocessing
@@ -287,11 +289,42 @@ def test_a_paired_difference() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-def test_int8(runtime: Runtime, tmp_path: Path) -> None:
+def test_int8_has_a_scale_for_each_channel(tmp_path: Path) -> None:
     pytest.importorskip("nncf")
     data = write_classes(tmp_path / "data", classes=4, each=12)
-    form = Form(runtime=runtime, precision="int8")
+    form = Form(runtime="onnx", precision="int8")
     done = export_model(lively(SMALL), tmp_path / "q", form=form, data=data, max_drop=100)
-    exact, got = logits(Predictor(lively(SMALL))), logits(Predictor(done.paths["tensor"]))
-    assert 0 < np.abs(got - exact).max() < 0.3 * np.abs(exact).max()
+    graph = onnx.load(done.paths["tensor"]).graph
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+    dense = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights]
+    kernels = [n for n in dense if weights[n.input[0]].ndim == 4]
+    assert len(kernels) > 5
+    for node in kernels:
+        assert weights[node.input[0]].dtype == np.int8
+        assert weights[node.input[1]].shape == weights[node.input[0]].shape[:1]
+    assert np.isfinite(logits(Predictor(done.paths["tensor"]))).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_specs())
+def test_the_zoo_exports(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    side = 96  # the graph is the same at any size, and large ones take minutes
+    model = lively(get_spec(name).replace(resolution=side, num_classes=10))
+    exact = logits(Predictor(model), 2)
+    for runtime in ("onnx", "openvino"):
+        form = Form(runtime=runtime)
+        done = export_model(model, tmp_path / "a", form=form, pictures=False)
+        got = logits(Predictor(done.paths["tensor"]), 2)
+        np.testing.assert_allclose(got, exact, atol=1e-4 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_bfloat16(model: MBConvNet, tmp_path: Path, runtime: Runtime) -> None:
+    features = processor_features()
+    if runtime == "openvino" and not features & {"avx512_bf16", "amx_bf16", "bf16"}:
+        pytest.skip("this processor has no bfloat16")
+    form = Form(runtime=runtime, precision="bfloat16")
+    done = export_model(model, tmp_path / "a", form=form, pictures=False)
+    exact, got = logits(Predictor(model)), logits(Predictor(done.paths["tensor"]))
+    assert 0 < np.abs(got - exact).max() < 0.1 * np.abs(exact).max()
