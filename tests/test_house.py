@@ -25,6 +25,7 @@ STOREYS = (
     ("growing",),
     ("report",),  # no storey between it and `arch` may be imported: see below
     ("training",),
+    ("export",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}
@@ -74,6 +75,7 @@ def test_public_names() -> None:
         "cost",
         "create_model",
         "evaluate",
+        "export_model",
         "get_spec",
         "grow",
         "list_specs",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mbconv.arch.spec import Spec, Stage
     from mbconv.arch.zoo import get_spec, list_specs
     from mbconv.errors import UserError
+    from mbconv.export.run import export_model
     from mbconv.growing.transfer import grow
     from mbconv.measure.accuracy import evaluate
     from mbconv.nn.encoder import Encoder
@@ -43,6 +44,7 @@ _HOME = {
     "cost": "arch.cost",
     "create_model": "weights.model",
     "evaluate": "measure.accuracy",
+    "export_model": "export.run",
     "get_spec": "arch.zoo",
     "grow": "growing.transfer",
     "list_specs": "arch.zoo",
@@ -73,6 +75,7 @@ __all__ = [
     "cost",
     "create_model",
     "evaluate",
+    "export_model",
     "get_spec",
     "grow",
     "list_specs",

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import platformdirs
 
-# The only names that `clear` touches: audits, indexes of shards, what was downloaded.
-_OURS = ("audit-*.sqlite*", "shard-*.json", "downloads/*/*", "sets/**/*")
+# The only names that `clear` touches: audits, indexes of shards, downloads, marks of programs.
+_OURS = ("audit-*.sqlite*", "shard-*.json", "downloads/*/*", "sets/**/*", "exported/*")
 
 
 def cache_dir() -> Path:

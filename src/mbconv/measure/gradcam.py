@@ -15,7 +15,8 @@ from mbconv.data.source import Dataset
 from mbconv.data.transform import normalise
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
-from mbconv.runtime.predictor import Picture, Predictor, evaluating
+from mbconv.runtime.backend import evaluating
+from mbconv.runtime.predictor import Picture, Predictor
 
 Heat = NDArray[np.float32]
 THUMBNAIL = 160  # pixels a side, in the report
