@@ -23,13 +23,18 @@ class ChildFailed(Exception):
     """A measuring process ended without an answer; the message is its last line."""
 
 
+def measurable() -> bool:
+    """Whether this system tells what a process takes."""
+    return _STATUS.is_file()
+
+
 def run_child(entry: str, request: Mapping[str, Any]) -> Any:
     """Call `entry` (`module:function`) with `request` in a process of its own; JSON both ways.
 
     Raises UserError with its sentence where the function raised one, ChildFailed where the
     process ended in another way, killed for want of memory say, and UserError without Linux.
     """
-    if not _STATUS.is_file():
+    if not measurable():
         raise UserError("A process's memory is read from /proc, so measuring it needs Linux.")
     code = "from mbconv.measure.memory import child; child()"
     done = subprocess.run(
