@@ -1,4 +1,4 @@
-"""`mbconv bench` and `mbconv compare`: what networks cost here, and which one to take."""
+"""`mbconv bench`: what networks cost here."""
 
 import json
 from pathlib import Path
@@ -61,18 +61,18 @@ def _measuring(command: Any) -> Any:
 @main.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @_measuring
-@click.option("--ops", is_flag=True, help="Where one network's time goes, operator by operator.")
+@click.option("--ops", is_flag=True, help="Where the time of a pass goes instead.")
+@click.option("--ops-training", is_flag=True, help="Where that of a training step goes.")
 @click.option("--json", "as_json", is_flag=True, help="The records as JSON.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE.jsonl",
               help="Write the records there.")  # fmt: skip
-@click.option("--html", type=click.Path(path_type=Path), help="Write a page there.")
 @offline
 def bench(
     names: tuple[str, ...],
-    ops: "Mode | None",
+    ops: bool,
+    ops_training: bool,
     as_json: bool,
     out: Path | None,
-    html: Path | None,
     **wishes: Any,
 ) -> None:
     """Measure what networks cost on this machine: time, memory, multiply-adds.
@@ -88,12 +88,12 @@ def bench(
     from mbconv.training.console import Reporter
 
     plan = _plan(**wishes)
-    if ops is not None:
-        _operators(names, plan, ops, as_json, out)
+    if ops or ops_training:
+        _operators(names, plan, "training" if ops_training else "inference", as_json, out)
         return
     with Reporter().bar(1, "starting") as bar:
         records = list(Bench(plan, bar.notify).records(names))
-    _keep(records, out, html)
+    _keep(records, out)
     if as_json:
         click.echo(json.dumps([r.to_dict() for r in records], indent=2))
     else:
@@ -109,7 +109,7 @@ def _operators(
     if len(names) > 1:
         raise click.UsageError("--ops takes one network apart at a time.")
     records = list(operator_records(names[0], plan, mode))
-    _keep(records, out, None)
+    _keep(records, out)
     if as_json:
         click.echo(json.dumps([r.to_dict() for r in records], indent=2))
     else:
@@ -143,11 +143,9 @@ def _plan(
     return Plan(ways=ways, **wishes)
 
 
-def _keep(records: "list[Record]", out: Path | None, html: Path | None) -> None:
+def _keep(records: "list[Record]", out: Path | None) -> None:
     from mbconv.record import write_records
 
     if out is not None:
         write_records(out, records)
         click.echo(f"wrote {out}", err=True)
-    if html is not None:
-        raise NotImplementedError

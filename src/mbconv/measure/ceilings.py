@@ -24,17 +24,24 @@ class Ceilings:
 
 
 def ceilings(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Ceilings:
-    """Measure both: a buffer that exceeds the caches, and a product of 2048x2048 in `dtype`."""
+    """Measure both: a buffer that exceeds the caches, and a product of 2048x2048 in `dtype`.
+
+    The fastest of several runs: whatever disturbs one only makes it slower.
+    """
     x, y = torch.zeros(2, _COPIED // 4, device=device)
     a = torch.randn(_SIDE, _SIDE, device=device).to(dtype)
-    return Ceilings(
-        2 * _COPIED / seconds(lambda: y.copy_(x), device=device),
-        2 * _SIDE**3 / seconds(lambda: a @ a, device=device),
+    copying, product = (
+        min(_times(call, 15, device)) for call in (lambda: y.copy_(x), lambda: a @ a)
     )
+    return Ceilings(2 * _COPIED / copying, 2 * _SIDE**3 / product)
 
 
 def seconds(call: Callable[[], object], repeats: int = 7, device: str = "cpu") -> float:
     """The median time of `call` after one that warms up."""
+    return statistics.median(_times(call, repeats, device))
+
+
+def _times(call: Callable[[], object], repeats: int, device: str) -> list[float]:
     call()
     synchronise(device)
     times = []
@@ -43,7 +50,7 @@ def seconds(call: Callable[[], object], repeats: int = 7, device: str = "cpu") -
         call()
         synchronise(device)
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return times
 
 
 def synchronise(device: str) -> None:

@@ -73,7 +73,8 @@ def _library(library: str, name: str) -> Any:
 
 
 def _from_timm(timm: Any, name: str, key: str) -> Subject:
-    _check(name, key.partition(".")[0], timm.list_models())
+    if not timm.is_model(key):  # which knows old names as well
+        _check(name, key.partition(".")[0], timm.list_models())
     module = _built(name, lambda: timm.create_model(key))
     seen = timm.data.resolve_model_data_config(module)
     channels, side, _ = seen["input_size"]
@@ -117,7 +118,7 @@ def _built(name: str, make: Callable[[], nn.Module]) -> nn.Module:
 def reason(error: BaseException) -> str:
     """An exception of somebody else's code, as one short line."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:159] + "…"
+    return text.rstrip(".") if len(text) <= 160 else text[:159] + "…"
 
 
 FOREIGN: dict[str, Callable[[Any, str, str], Subject]] = {
