@@ -31,7 +31,7 @@ from small import SMALL, write_model
 MIB = 2**20
 OURS = ("efficientnet_b0", "efficientnet_lite0", "efficientnetv2_b0", "mobilenetv2_100",
         "mobilenetv3_large_100", "mobilenetv4_conv_small", "mnasnet_a1", "tinynet_e")  # fmt: skip
-TIMM = ("efficientnet_b0", "mobilenetv3_large_100", "mnasnet_a1", "resnet18", "resnet50d",
+TIMM = ("efficientnet_b0", "mobilenetv3_large_100", "semnasnet_100", "resnet18", "resnet50d",
         "vit_tiny_patch16_224")  # fmt: skip
 TORCHVISION = {"resnet18": 1.814, "resnet50": 4.089, "resnext50_32x4d": 4.23,
                "mobilenet_v2": 0.301, "mnasnet1_0": 0.314, "shufflenet_v2_x1_0": 0.145}  # fmt: skip

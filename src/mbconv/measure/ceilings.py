@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 _COPIED = 2**28  # bytes, far more than caches hold
-_SIDE = 2048
+_SIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Ceilings:
 
 
 def ceilings(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Ceilings:
-    """Measure both: a buffer that exceeds the caches, and a product of 2048x2048 in `dtype`.
+    """Measure both: a buffer that exceeds the caches, and a product of 1024x1024 in `dtype`.
 
     The fastest of several runs: whatever disturbs one only makes it slower.
     """
