@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 import mbconv
 from mbconv import kernels
+from mbconv.measure.memory import keep_freed_memory
 from mbconv.record import Record, write_records
-from mbconv.training.machine import keep_freed_memory
 
 MIB = 2**20
 CLASSES = 1000

@@ -1,8 +1,6 @@
 """What this machine runs fastest: device, threads, memory layout and number format."""
 
-import ctypes
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -101,18 +99,3 @@ def timed(run: Callable[[], object], repeats: int = 2) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times[1:])
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks for the next step rather than hand them back.
-
-    By default each large tensor is mapped and unmapped anew and every page faults again, which
-    costs a training step on a CPU between a twentieth and a fifth. Without glibc: no effect.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-        mallopt(m_mmap_threshold, 1 << 30)
-        mallopt(m_trim_threshold, (1 << 31) - 1)

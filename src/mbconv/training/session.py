@@ -16,6 +16,7 @@ from mbconv.data.source import Dataset
 from mbconv.errors import UserError
 from mbconv.measure.accuracy import collect, evaluate, summarize
 from mbconv.measure.gradcam import explain_mistakes
+from mbconv.measure.memory import keep_freed_memory
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record, write_records
 from mbconv.report.run import write_report
@@ -26,7 +27,7 @@ from mbconv.training.diagnosis import Diverged, save_failed_step
 from mbconv.training.head import start_head
 from mbconv.training.interrupt import interrupts_held
 from mbconv.training.loop import EpochStats, Trainer, epochs
-from mbconv.training.machine import DTYPES, Machine, find_device, keep_freed_memory, plain_machine
+from mbconv.training.machine import DTYPES, Machine, find_device, plain_machine
 from mbconv.training.recipe import Recipe
 from mbconv.training.schedule import Step, total_steps
 from mbconv.training.state import load_state, save_state
