@@ -101,6 +101,8 @@ def test_public_names() -> None:
         "from mbconv.cli import main; main(['info', 'timm:mnasnet_100'], standalone_mode=False)",
         "import mbconv.report.run",
         "from mbconv.cli import main; main(['recipe', 'list'], standalone_mode=False)",
+        "from mbconv.cli import main; main(['runs', '.'], standalone_mode=False)",
+        "import mbconv.report.comparison",
         "from mbconv.cli import main; main(['recipe', 'show', 'scratch'], standalone_mode=False)",
     ],
 )

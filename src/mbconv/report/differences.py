@@ -44,7 +44,7 @@ def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _fields(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
         for index, inner in enumerate(value):
             yield from _fields(inner, f"{path}.{index}")
     else:
