@@ -205,6 +205,7 @@ class Session:
 
             def on_step(index: int, stats: EpochStats) -> None:
                 self.next_step = index + 1
+                self.trackers.step(index + 1, self.trainer.figures, stats.pictures, stats.seconds)
                 within = (index + 1) % per_epoch > 0  # else the epoch is scored first
                 if self.stop_asked and within:
                     raise KeyboardInterrupt
@@ -212,7 +213,6 @@ class Session:
                 rate = stats.pictures / max(1e-9, stats.seconds)
                 note = f"epoch {index // per_epoch + 1}  loss {loss:.3f}  {rate:.0f} img/s"
                 bar.update(index + 1, self.trainer.total, note)
-                self.trackers.step(index + 1, self.trainer.figures, stats.pictures, stats.seconds)
                 if within and time.perf_counter() - self.saved > SAVE_EVERY:
                     self.save()
 
