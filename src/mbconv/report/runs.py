@@ -60,14 +60,13 @@ _KEYS: dict[str, tuple[Callable[[RunRow], Any], bool]] = {
     "time": (lambda row: row.seconds, True),
     "state": (lambda row: row.state, False),
 }
-SORTS = tuple(_KEYS)
 
 
 def list_runs(folders: Iterable[Path], sort: str = "date") -> list[RunRow]:
     """A row for each run folder that is one of `folders` or lies below one.
 
-    `sort` is one of SORTS: newest, best and longest first, names in the order of the alphabet; what
-    has no such figure comes last. Raises UserError for a folder that is none.
+    `sort` is date, name, network, data, score, time or state: newest, best and longest first, names
+    by the alphabet; what has no such figure comes last. Raises UserError for a folder that is none.
     """
     found: dict[Path, Path] = {}
     for folder in folders:
