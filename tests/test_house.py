@@ -14,7 +14,7 @@ PACKAGE = Path(mbconv.__file__).parent
 STOREYS = (
     ("errors",),
     ("files",),
-    ("record", "preprocessing"),
+    ("record", "preprocessing", "interval"),
     ("arch",),
     ("kernels",),
     ("nn",),
@@ -54,7 +54,7 @@ def test_a_storey_imports_only_those_below(path: Path) -> None:
     for other in imported_storeys(path):
         assert other == own or LEVEL[other] < LEVEL[own], f"{own} imports {other}"
     if own == "report":
-        assert imported_storeys(path) <= {"errors", "files", "record", "arch", "report"}
+        assert imported_storeys(path) <= {"errors", "files", "record", "interval", "arch", "report"}
 
 
 def test_public_names() -> None:
@@ -107,6 +107,8 @@ def test_public_names() -> None:
         "from mbconv.cli import main; main(['grow', 'efficientnet_b0', '--to', 'efficientnet_b1', "
         "'--plan'], standalone_mode=False)",
         "from mbconv.cli import main; main(['recipe', 'list'], standalone_mode=False)",
+        "from mbconv.cli import main; main(['runs', '.'], standalone_mode=False)",
+        "import mbconv.report.comparison",
         "from mbconv.cli import main; main(['recipe', 'show', 'scratch'], standalone_mode=False)",
     ],
 )
@@ -119,7 +121,15 @@ def test_torch_stays_unimported(code: str) -> None:
 
 def test_the_storeys_on_the_ground_import_no_torch() -> None:
     for path in MODULES:
-        if storey(path) in {"errors", "files", "record", "preprocessing", "arch", "report"}:
+        if storey(path) in {
+            "errors",
+            "files",
+            "record",
+            "preprocessing",
+            "interval",
+            "arch",
+            "report",
+        }:
             text = path.read_text(encoding="utf-8")
             assert "import torch" not in text, path
             assert "from torch" not in text, path

@@ -8,6 +8,7 @@ from mbconv.cli import (
     growing,
     machine,
     networks,
+    runs,
     training,
     weights,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "machine",
     "main",
     "networks",
+    "runs",
     "training",
     "weights",
 ]

@@ -30,6 +30,16 @@ from mbconv.cli.base import Duration, data_root, find_data, main, offline, trust
     metavar="PATH=VALUE",
     help="Change a field of the recipe, as in optimizer.clip=1; repeatable.",
 )
+@click.option("--deterministic", is_flag=True,
+              help="Only operators that repeat exactly; says what it costs.")  # fmt: skip
+@click.option(
+    "--compile", type=click.Choice(["off", "auto", "on"]), default="off", show_default=True,
+    help="torch.compile; auto: where the run wins its time back.",
+)  # fmt: skip
+@click.option(
+    "--tracker", "trackers", type=click.Choice(["tensorboard", "wandb", "none"]), multiple=True,
+    help="Show the run there. [default: tensorboard if installed]",
+)  # fmt: skip
 @click.option("--config", type=click.Path(path_type=Path), help="Train as this config.json says.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
 @data_root
@@ -144,7 +154,7 @@ def _refuse_beside(flag: str, why: str, but: tuple[str, ...] = ()) -> None:
         source = context.get_parameter_source(name)
         given = source is click.core.ParameterSource.COMMANDLINE and value is not None
         if given and name not in (flag.strip("-"), *but):
-            shown = {"changes": "set"}.get(name, name)
+            shown = {"changes": "set", "trackers": "tracker"}.get(name, name)
             raise click.UsageError(f"--{shown} has no effect beside {flag}: {why}.")
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from mbconv.data.place import Place, name_in
 from mbconv.data.source import Dataset, Notify, Sample, scan
 from mbconv.errors import UserError
+from mbconv.interval import answers
 from mbconv.measure.metrics import (
     Floats,
     Ints,
@@ -136,8 +137,9 @@ def evaluate(
     downloads and of shards being indexed.
 
     `detail` has what `summarize` returns (but n and top1), and split, data, unreadable
-    [{path, reason}] and mistakes [{path, true, predicted, score}], most confident first, with
-    paths relative to the data's folder; of a run folder's network also `trained_on`, how many of
+    [{path, reason}], mistakes [{path, true, predicted, score}], most confident first, with
+    paths relative to the data's folder, and `answers`, by which two scores on the same pictures
+    are compared picture by picture; of a run folder's network also `trained_on`, how many of
     the pictures it learnt from. Raises UserError where the classes do not match,
     the split is missing or no picture is readable.
     """
@@ -224,6 +226,12 @@ def _record(predictor: Predictor, collected: Collected, task: Matched) -> Record
     ]
     detail["mistakes"] = list(_mistakes(collected, predictor.labels, root))
     detail["data"] = task.source
+    right = collected.logits.argmax(axis=1) == collected.targets
+    named = (
+        f"{predictor.labels[target]}: {name_in(place, root)}"
+        for place, target in zip(collected.paths, collected.targets, strict=True)
+    )
+    detail["answers"] = answers(zip(named, right.tolist(), strict=True))
     return Record(
         name="top1",
         value=top1["value"],

@@ -24,6 +24,8 @@ class Machine:
     dtype: str = "float32"  # of the stages that learn, under autocast
     frozen_dtype: str = "float32"  # of the frozen stages and of evaluation
     trials: tuple[dict[str, Any], ...] = ()  # what was measured to choose these
+    deterministic: bool = False  # only operators that give the same result each time
+    compiled: bool = False  # the forward pass, by torch.compile
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
+from mbconv.training.compilation import Mode
 from mbconv.training.console import Reporter
+from mbconv.training.failing import survivable
 from mbconv.training.recipe import Recipe
 from mbconv.training.session import OnEpoch, Session
 from mbconv.training.setup import Settings
@@ -34,6 +36,9 @@ def train(
     flip: bool = True,
     recipe: str | Recipe | None = None,
     changes: Sequence[str] = (),
+    deterministic: bool = False,
+    compile: Mode = "off",
+    trackers: Sequence[str] = (),
     config: str | Path | None = None,
     on_epoch: OnEpoch | None = None,
     quiet: bool = False,
@@ -47,7 +52,11 @@ def train(
     `resolution` (pixels) by their size. `budget` (seconds) plans both so that the run ends in
     that time. `device` is auto, cpu, cuda or mps; `flip` mirrors half of the pictures. `recipe`
     is a name that `mbconv recipe list` shows or a whole `Recipe`; by default finetune, or scratch
-    for fresh weights; `changes` set single fields of it ("optimizer.clip=1"). `config` is an
+    for fresh weights; `changes` set single fields of it ("optimizer.clip=1"). `deterministic` keeps
+    to operators that give the same result each time. `compile` is off, on, or auto: torch.compile
+    where the time it takes is won back within the run. `trackers` names where the run is shown
+    beside its own metrics.jsonl: tensorboard (the default where it is installed), wandb, none.
+    `config` is an
     earlier run's config.json, whose recipe, seed and machine are used again instead.
     `on_epoch(network, metrics)` is called with the averaged network after the head's fit and
     after each epoch. `started` is the time on `time.perf_counter` that the budget counts from, by
@@ -58,11 +67,12 @@ def train(
     """
     settings = Settings(
         epochs=epochs, budget=budget, resolution=resolution, seed=seed, device=device, flip=flip,
-        recipe=recipe, changes=tuple(changes),
+        recipe=recipe, changes=tuple(changes), deterministic=deterministic, compile=compile,
+        trackers=tuple(trackers),
     )  # fmt: skip
     session = Session(Path(out), Reporter(quiet), on_epoch)
     session.started = started or session.started
-    with session.interruptible():
+    with survivable(session):
         session.prepare(model, data, settings, config)
         session.fit_head()
         return _finish(session)
@@ -74,7 +84,7 @@ def resume(run: str | Path, *, on_epoch: OnEpoch | None = None, quiet: bool = Fa
     Raises UserError where `run` holds nothing to resume or its pictures have gone.
     """
     session = Session(Path(run), Reporter(quiet), on_epoch)
-    with session.interruptible():
+    with survivable(session):
         session.reopen()
         if session.next_step == 0:
             session.fit_head()

@@ -1,10 +1,10 @@
 """One run in its folder, step by step: prepare, fit the head, learn, finish; or reopen."""
 
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,27 @@ from mbconv.data.audit import Audit
 from mbconv.data.loader import Pictures
 from mbconv.data.source import Dataset
 from mbconv.errors import UserError
+from mbconv.files import check_writable, locked
 from mbconv.measure.accuracy import collect, evaluate, summarize
 from mbconv.measure.gradcam import explain_mistakes
 from mbconv.measure.memory import keep_freed_memory
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record, write_records
 from mbconv.report.run import write_report
+from mbconv.report.runs import LOCK
 from mbconv.runtime.predictor import Predictor
-from mbconv.training import folder, setup
+from mbconv.training import compilation, determinism, folder, setup
 from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged, save_failed_step
+from mbconv.training.failing import lost_pictures, tell_left_out
 from mbconv.training.head import start_head
-from mbconv.training.interrupt import interrupts_held
+from mbconv.training.kept import is_kept, keep
 from mbconv.training.loop import EpochStats, Trainer, epochs
 from mbconv.training.machine import DTYPES, Machine, find_device, plain_machine
 from mbconv.training.recipe import Recipe
 from mbconv.training.schedule import Step, total_steps
 from mbconv.training.state import load_state, save_state
-from mbconv.weights import file as model_file
+from mbconv.training.tracking import Trackers, open_trackers
 from mbconv.weights.model import MODEL_FILE, load
 
 # Called after the head's fit and after each epoch with the averaged network and the metrics.
@@ -48,6 +51,7 @@ class Session:
     config: dict[str, Any]
     recipe: Recipe
     trainer: Trainer
+    trackers: Trackers
 
     def __init__(self, path: Path, reporter: Reporter, on_epoch: OnEpoch | None = None) -> None:
         self.path = path
@@ -55,6 +59,8 @@ class Session:
         self.on_epoch = on_epoch
         self.started = self.saved = time.perf_counter()
         self.next_step = 0
+        self.saved_step: int | None = None
+        self.closing = ExitStack()
         self.stepping = False  # an interrupt waits for the end of the step
         self.stop_asked = False
         self.best = 0.0  # validation accuracy
@@ -74,13 +80,14 @@ class Session:
                 f"{self.path} already holds a run. Go on with it (mbconv train --resume "
                 f"{self.path}) or give another --out."
             )
+        check_writable(self.path)
         keep_freed_memory()
         earlier = folder.read_config(config) if config is not None else None
         seed = earlier["seed"] if earlier else settings.seed
         self.dataset, found = setup.open_data(data, seed, self.reporter)
         torch.manual_seed(seed)  # of fresh weights, if only the classifier's
         network, pretrained = setup.make_model(model, self.dataset.classes)
-        self._announce(network, pretrained, str(model))
+        setup.announce(network, pretrained, str(model), self.reporter)
         if earlier:
             self.recipe = Recipe.from_dict(earlier["recipe"])
             machine = Machine.from_dict(earlier["machine"])
@@ -91,19 +98,27 @@ class Session:
             "data": self.dataset.source,
             "seed": seed,
             "budget_seconds": settings.budget,
-        } | folder.describe(network, self.recipe, machine)
+            "trackers": list(settings.trackers),
+        } | folder.made_with()
+        self._hold()
         folder.write_data(self.path, self.dataset, found)
         self._make_trainer(network, machine)
+        if settings.compile != "off" and not earlier:
+            batch = setup.random_batch(network, self.recipe, self.recipe.batch_size)
+            self.reporter.say(compilation.settle(self.trainer, batch, settings.compile))
+        self.config |= folder.describe(network, self.recipe, self.trainer.machine)
         for line in setup.describe(network, self.recipe, machine):
             self.reporter.say(line)
         if settings.resolution is not None or not pretrained:  # else the recipe knows what it does
             setup.warn_of_small_maps(network, self.recipe, self.reporter)
+        self._open_trackers()
         self.save()
         folder.write_config(self.path, self.config)  # with it this is a run, which can be resumed
 
     def reopen(self) -> None:
         """Load what `prepare` and the steps so far have written."""
         self.config = folder.read_config(self.path / "config.json")
+        self._hold()
         keep_freed_memory()
         self.dataset = folder.read_data(self.path)
         self.recipe = Recipe.from_dict(self.config["recipe"])
@@ -117,22 +132,23 @@ class Session:
                 style="yellow",
             )
         self.next_step, self.best = past["step"], past["best"]
+        self.saved_step = self.next_step
         self.started -= past["seconds"]
         # Before the first step the head is fitted again, and its line written again.
         epochs_done = self.next_step * self.recipe.epochs // self.trainer.total
         folder.keep_metrics(self.path, through=epochs_done if self.next_step else -1)
         self.reporter.say(f"resuming {self.path} at step {self.next_step + 1}")
+        self._open_trackers()
 
-    def _announce(self, network: MBConvNet, pretrained: bool, name: str) -> None:
-        params = sum(p.numel() for p in network.parameters())
-        origin = "pretrained weights" if pretrained else "fresh weights"
-        self.reporter.say(f"model: {network.spec.name}, {params / 1e6:.2f}M parameters, {origin}")
-        if not pretrained:
-            self.reporter.say(
-                f"  {name} has no published weights here, so it learns from nothing: that takes "
-                "far more pictures and time than fine-tuning efficientnet_lite0.",
-                style="yellow",
-            )
+    def _hold(self) -> None:
+        """Keep other processes out of the folder until this run ends."""
+        busy = f"{self.path} is being trained by another process; wait for it, or stop it."
+        self.closing.enter_context(locked(self.path / LOCK, busy))
+
+    def _open_trackers(self) -> None:
+        say = self.reporter.say
+        self.trackers = open_trackers(self.path, self.config, self.next_step, say)
+        self.closing.callback(self.trackers.close)
 
     def _choose(
         self, network: MBConvNet, found: Audit, pretrained: bool, settings: setup.Settings
@@ -150,10 +166,15 @@ class Session:
             left = settings.budget - (time.perf_counter() - self.started)
             rate = setup.pixel_rate(recipe, machine)
             recipe = setup.fit_budget(make, recipe, rate, left, sizes)
+        if settings.deterministic:
+            machine = replace(machine, deterministic=True)
+            with setup.step_timer(network, recipe) as seconds_per_step:
+                self.reporter.say(determinism.describe_cost(machine, seconds_per_step))
         return recipe, machine
 
     def _make_trainer(self, network: MBConvNet, machine: Machine) -> None:
         torch.set_num_threads(machine.threads)
+        self.closing.enter_context(determinism.deterministic(machine))
         samples = self.dataset.splits["train"]
         total = total_steps(self.recipe, len(samples))
         counted = Counter(sample.label for sample in samples)
@@ -185,6 +206,7 @@ class Session:
 
             def on_step(index: int, stats: EpochStats) -> None:
                 self.next_step = index + 1
+                self.trackers.step(index + 1, self.trainer.figures, stats.pictures, stats.seconds)
                 within = (index + 1) % per_epoch > 0  # else the epoch is scored first
                 if self.stop_asked and within:
                     raise KeyboardInterrupt
@@ -199,8 +221,9 @@ class Session:
             self.stepping = True
             try:
                 for step, stats in epochs(
-                    self.trainer, pictures, seed, start=self.next_step, on_step=on_step
-                ):
+                    self.trainer, pictures, seed, start=self.next_step, on_step=on_step,
+                    on_batch=lost_pictures(),
+                ):  # fmt: skip
                     self._end_epoch(step, stats)
                     if self.stop_asked:
                         raise KeyboardInterrupt
@@ -228,8 +251,7 @@ class Session:
         return over
 
     def _end_epoch(self, step: Step, stats: EpochStats) -> None:
-        for path, reason in stats.failures:
-            self.reporter.say(f"  left out: {path}: {reason}", style="yellow")
+        tell_left_out(stats.failures, self.reporter.say)
         self._log(
             {"epoch": step.epoch, "phase": "full", "resolution": step.resolution,
              "train_loss": stats.loss_sum / max(1, stats.pictures),
@@ -244,48 +266,37 @@ class Session:
         self.saved = time.perf_counter()
         seconds = self.saved - self.started
         save_state(self.path, self.trainer, step=self.next_step, best=self.best, seconds=seconds)
+        self.saved_step = self.next_step
+        if hasattr(self, "trackers"):
+            self.trackers.saved()
 
     def _log(self, line: dict[str, Any]) -> None:
         """Score raw and averaged weights, keep the network unless it is worse, write the line."""
-        raw = averaged = self._score(self.trainer.model, line["resolution"])
+        raw, n = averaged, n = self._score(self.trainer.model, line["resolution"])
         if line["phase"] != "head":  # after the head's fit the average is a copy
-            averaged = self._score(self.trainer.ema, line["resolution"])
+            averaged, n = self._score(self.trainer.ema, line["resolution"])
         line = {**line, "seconds": time.perf_counter() - self.started,
-                "val_raw": raw, "val_ema": averaged}  # fmt: skip
-        line["kept"] = is_kept(averaged, self.best, len(self.dataset.splits["val"]))
+                "val_raw": raw, "val_ema": averaged, "val_n": n}  # fmt: skip
+        line["kept"] = is_kept(averaged, self.best, n)
         if line["kept"]:
-            self._keep(line)
+            keep(self.path, self.trainer.ema, self.config, line)
         self.best = max(self.best, averaged)
         folder.add_metrics(self.path, line)
+        self.trackers.epoch(self.next_step, line)
         self.reporter.metrics(line, self.recipe.epochs)
         if self.on_epoch is not None:
             self.on_epoch(self.trainer.ema, line)
 
-    def _score(self, network: MBConvNet, resolution: int) -> float:
-        """Validation accuracy."""
-        collected = collect(self._predictor(network, resolution), self.dataset.splits["val"])
-        detail = summarize(collected.logits, collected.targets, self.dataset.classes)
-        return float(detail["top1"]["value"])
-
-    def _predictor(self, network: MBConvNet, resolution: int) -> Predictor:
-        machine = self.trainer.machine
-        dtype = DTYPES[machine.frozen_dtype]
+    def _score(self, network: MBConvNet, resolution: int) -> tuple[float, int]:
+        """Validation accuracy, and on how many pictures."""
+        dtype = DTYPES[self.trainer.machine.frozen_dtype]
         preprocessing = network.preprocessing.at(resolution)
-        return Predictor(network, dtype=dtype, preprocessing=preprocessing)
-
-    def _keep(self, line: dict[str, Any]) -> None:
-        network = self.trainer.ema
-        own = network.preprocessing
-        network.preprocessing = own.at(line["resolution"])
-        provenance = {
-            "trained_on": Path(self.dataset.source).name, "epoch": line["epoch"],
-            "val_top1": line["val_ema"], "recipe": self.recipe.name,
-            "pretrained": self.config["model"], "base": self.config.get("base"),
-        }  # fmt: skip
-        try:
-            model_file.save(network, self.path / MODEL_FILE, provenance)
-        finally:
-            network.preprocessing = own
+        predictor = Predictor(network, dtype=dtype, preprocessing=preprocessing)
+        collected = collect(predictor, self.dataset.splits["val"])
+        if network is self.trainer.model:  # the average is scored on the same pictures
+            tell_left_out(collected.unreadable, self.reporter.say, " of validation")
+        detail = summarize(collected.logits, collected.targets, self.dataset.classes)
+        return float(detail["top1"]["value"]), len(collected.targets)
 
     # -- end -----------------------------------------------------------------------------------
 
@@ -295,6 +306,8 @@ class Session:
         split = "test" if "test" in self.dataset.splits else "val"
         record = evaluate(network, self.dataset, split=split)
         explain_mistakes(network, record, self.dataset)
+        self.trackers.log(self.next_step, {f"{split}/final_top1": record.value})
+        self.trackers.saved()
         write_records(self.path / "evaluation.jsonl", [record])
         write_report(self.path)
         seconds = time.perf_counter() - self.started
@@ -306,28 +319,3 @@ class Session:
         self.reporter.say(f"model:  {self.path / MODEL_FILE}")
         self.reporter.say(f"report: {self.path / 'report.html'}")
         return network, record
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Ctrl-C saves what there is and says how to go on."""
-        try:
-            with interrupts_held(self):
-                yield
-        except KeyboardInterrupt:
-            if hasattr(self, "trainer"):
-                self.save()
-                self.reporter.say(
-                    f"stopped after step {self.next_step} of {self.trainer.total}. Go on with:\n"
-                    f"  mbconv train --resume {self.path}"
-                )
-            raise
-
-
-def is_kept(score: float, best: float, n: int) -> bool:
-    """Whether a newer network with this accuracy on n pictures replaces the one that is kept.
-
-    It does unless it is more than one standard error below the best so far (Breiman et al. 1984
-    choose trees so): with a few hundred pictures the best of several epochs is mostly luck, and
-    the last ones, whose learning rate has come down, are the better bet.
-    """
-    return score >= best - math.sqrt(best * (1 - best) / n)

@@ -1,6 +1,7 @@
 """From the user's words to what a run needs: pictures in splits, a network, a recipe, a machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mbconv.data.loader import Batch
 from mbconv.data.source import Dataset, scan, split
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
-from mbconv.training import transfer
+from mbconv.training import compilation, tracking, transfer
 from mbconv.training.console import Reporter
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import Machine, measured, timed
@@ -34,6 +35,9 @@ class Settings:
     flip: bool = True
     recipe: str | Recipe | None = None  # a name, or a whole one that is used as it is
     changes: tuple[str, ...] = ()  # path=value, single fields of the recipe
+    deterministic: bool = False
+    compile: compilation.Mode = "off"
+    trackers: tuple[str, ...] = ()  # beside metrics.jsonl; none named: TensorBoard if it is there
 
     def __post_init__(self) -> None:
         for name in ("epochs", "budget", "resolution"):
@@ -44,10 +48,18 @@ class Settings:
             raise UserError("Give either epochs or a budget: each decides how long to train.")
         if self.resolution is not None and self.resolution < 32:
             raise UserError(f"resolution is {self.resolution}; it must be at least 32 pixels.")
+        self._check("compile", self.compile, compilation.MODES)
+        for tracker in self.trackers:
+            self._check("tracker", tracker, tracking.NAMES)
+            tracking.require(tracker)
         if isinstance(self.recipe, str):
             find_recipe(self.recipe)
         elif self.recipe and (self.epochs or self.budget or self.resolution):
             raise UserError("A whole Recipe says its epochs and resolution itself; give only that.")
+
+    def _check(self, name: str, value: str, known: Sequence[str]) -> None:
+        if value not in known:
+            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
 
 
 def open_data(data: str | Path, seed: int, reporter: Reporter) -> tuple[Dataset, Audit]:
@@ -81,6 +93,19 @@ def make_model(model: "MBConvNet | str | Path", classes: tuple[str, ...]) -> tup
     return network, pretrained
 
 
+def announce(network: MBConvNet, pretrained: bool, name: str, reporter: Reporter) -> None:
+    """Say which network it is and what it starts from."""
+    params = sum(p.numel() for p in network.parameters())
+    origin = "pretrained weights" if pretrained else "fresh weights"
+    reporter.say(f"model: {network.spec.name}, {params / 1e6:.2f}M parameters, {origin}")
+    if not pretrained:
+        reporter.say(
+            f"  {name} has no published weights here, so it learns from nothing: that takes "
+            "far more pictures and time than fine-tuning efficientnet_lite0.",
+            style="yellow",
+        )
+
+
 def choose_resolution(network: MBConvNet, found: Audit, wanted: int | None) -> int:
     """The network's own, or for smaller pictures theirs, to a multiple of 32, at least 96."""
     if wanted is not None:
@@ -108,22 +133,34 @@ def choose_recipe(
     return changed(recipe, settings.changes)
 
 
+def random_batch(network: MBConvNet, recipe: Recipe, most: int = 16) -> Batch:
+    """Noise at the first phase's resolution, to measure steps with."""
+    size, side = min(most, recipe.batch_size), recipe.phases[0].resolution
+    pixels = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8)
+    return Batch(pixels, torch.arange(size) % network.spec.num_classes, ())
+
+
 def choose_machine(network: MBConvNet, recipe: Recipe, machine: Machine) -> Machine:
     """Measure training steps on random pictures at the first phase's resolution."""
-    size, side = min(16, recipe.batch_size), recipe.phases[0].resolution
-    pixels = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8)
-    labels = torch.arange(size) % network.spec.num_classes
-    batch = Batch(pixels, labels, ())
+    with step_timer(network, recipe) as seconds_per_step:
+        return measured(machine, seconds_per_step)
+
+
+@contextmanager
+def step_timer(network: MBConvNet, recipe: Recipe) -> Iterator[Callable[[Machine], float]]:
+    """What measures a training step on a machine; the network is left as it was."""
+    batch = random_batch(network, recipe)
     before = {name: value.clone() for name, value in network.state_dict().items()}
 
     def seconds_per_step(candidate: Machine) -> float:
         trainer = Trainer(network, recipe, candidate, total=1)
         return timed(lambda: trainer.backward(batch))
 
-    chosen = measured(machine, seconds_per_step)
-    network.load_state_dict(before)  # batch norms that learn have seen noise
-    network.zero_grad(set_to_none=True)
-    return chosen
+    try:
+        yield seconds_per_step
+    finally:
+        network.load_state_dict(before)  # batch norms that learn have seen noise
+        network.zero_grad(set_to_none=True)
 
 
 # A step takes this much longer while pictures are read beside it (measured on two cores).
