@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mbconv.measure.metrics import Z95
+from mbconv.interval import Z95
 
 
 @dataclass(frozen=True)
