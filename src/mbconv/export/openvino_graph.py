@@ -6,15 +6,15 @@ from typing import Any
 
 from mbconv.runtime.artifact import KEY, SEAL, UNSEALED, seal
 from mbconv.runtime.backend import installed
+from mbconv.runtime.openvino_runtime import shared_core
 
 
 def convert(onnx_model: Any) -> Any:
     """An OpenVINO model with the ONNX model's names. UserError where OpenVINO is missing."""
     installed("openvino", "openvino", "The export to OpenVINO")
-    import openvino
     from openvino._offline_transformations import apply_moc_transformations
 
-    model = openvino.Core().read_model(io.BytesIO(onnx_model.SerializeToString()))
+    model = shared_core().read_model(io.BytesIO(onnx_model.SerializeToString()))
     # Shapes of biases and clips are folded now, so that NNCF recognises every convolution.
     apply_moc_transformations(model, True)
     return model

@@ -1,6 +1,6 @@
 """Artifacts in OpenVINO."""
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,21 @@ class OpenVinoBackend:
         return "bf16" if has_bfloat16(self._core) else "f32"
 
 
+@cache
+def shared_core() -> Any:
+    """The process's one core, its CPU plugin loaded.
+
+    The plugin gives the calling thread a stack for signals and takes it back when its core goes.
+    Of several that come and go, one's stack would stay behind, freed: the next Ctrl-C would end
+    the process with a segmentation fault.
+    """
+    import openvino
+
+    core = openvino.Core()
+    core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return core
+
+
 def has_bfloat16(core: Any) -> bool:
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
@@ -53,9 +68,7 @@ def check_installed(path: Path) -> None:
 
 def open_sealed(path: Path) -> tuple[Artifact, OpenVinoBackend]:
     """Open an artifact whose seal was checked."""
-    import openvino
-
-    core = openvino.Core()
+    core = shared_core()
     try:
         model = core.read_model(path)
     except RuntimeError as error:
