@@ -18,8 +18,7 @@ from mbconv.report.runs import LOCK
 from mbconv.training import failing
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import Machine
-from mbconv.weights.file import tensor_hash
-from small import write_classes, write_model
+from small import weights, write_classes, write_model
 
 WISHES: dict[str, Any] = {
     "epochs": 3, "resolution": 32, "changes": ["batch_size=10"], "trackers": ["none"],
@@ -68,10 +67,6 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return write_model(tmp_path / "small.safetensors")
-
-
-def weights(run: Path) -> str:
-    return tensor_hash(mbconv.load(run).state_dict())
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, index: int, happens: Any, where: str = "step") -> None:
@@ -177,7 +172,7 @@ def test_short_memory(
 def test_memory_that_a_real_limit_takes_away() -> None:
     """What torch itself raises where the system gives no more memory is known as such."""
     code = (
-        "import resource, torch\nfrom mbconv.training.failing import is_out_of_memory\n"
+        "import resource, torch\nfrom mbconv.measure.memory import is_out_of_memory\n"
         "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
         "try:\n    torch.empty(16 << 30, dtype=torch.uint8)\n"
         "except Exception as error:\n    assert is_out_of_memory(error), error\n"

@@ -44,15 +44,23 @@ def unpaired_difference(
 def paired_difference(counts: Discordant, z: float = Z95) -> tuple[float, float, float]:
     """Second share minus first on the same pictures: value, low, high.
 
-    Only pictures that one of the two got right alone count, as in McNemar's test; the interval is
-    that of Agresti and Min (2005, Statistics in Medicine 24), who add half a picture to each of the
-    four cells, without which small tables promise too much.
+    Only pictures that one of the two got right alone count, as in McNemar's test.
+    """
+    centre, half = agresti_min(counts, z)
+    more = counts.only_second - counts.only_first
+    return more / counts.n, max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def agresti_min(counts: Discordant, z: float = Z95) -> tuple[float, float]:
+    """Centre and half width of the interval of second share minus first, on the same pictures.
+
+    Agresti and Min (2005, Statistics in Medicine 24) add half a picture to each of the four cells,
+    without which small tables promise too much.
     """
     n, first, second = counts
     more = second - first
-    centre = more / (n + 2)
     half = z * math.sqrt(max(0.0, first + second + 1 - more**2 / (n + 2))) / (n + 2)
-    return more / n, max(-1.0, centre - half), min(1.0, centre + half)
+    return more / (n + 2), half
 
 
 def answers(named: Iterable[tuple[str, bool]]) -> dict[str, str]:

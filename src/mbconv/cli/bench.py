@@ -1,6 +1,7 @@
 """`mbconv bench`: what networks cost here."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,11 +94,7 @@ def bench(
         return
     with Reporter().bar(1, "starting") as bar:
         records = list(Bench(plan, bar.notify).records(names))
-    _keep(records, out)
-    if as_json:
-        click.echo(json.dumps([r.to_dict() for r in records], indent=2))
-    else:
-        click.echo("\n".join(bench_lines(records)))
+    _show(records, bench_lines, as_json, out)
 
 
 def _operators(
@@ -109,11 +106,7 @@ def _operators(
     if len(names) > 1:
         raise click.UsageError("--ops takes one network apart at a time.")
     records = list(operator_records(names[0], plan, mode))
-    _keep(records, out)
-    if as_json:
-        click.echo(json.dumps([r.to_dict() for r in records], indent=2))
-    else:
-        click.echo("\n".join(operator_lines(records)))
+    _show(records, operator_lines, as_json, out)
 
 
 def _plan(
@@ -143,9 +136,19 @@ def _plan(
     return Plan(ways=ways, **wishes)
 
 
-def _keep(records: "list[Record]", out: Path | None) -> None:
+def _show(
+    records: "list[Record]",
+    lines: "Callable[[Sequence[Record]], list[str]]",
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """Write the records where they are wanted, and print them as they are or as `lines`."""
     from mbconv.record import write_records
 
     if out is not None:
         write_records(out, records)
         click.echo(f"wrote {out}", err=True)
+    if as_json:
+        click.echo(json.dumps([r.to_dict() for r in records], indent=2))
+    else:
+        click.echo("\n".join(lines(records)))

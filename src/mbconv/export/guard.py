@@ -33,7 +33,7 @@ class Guard:
         answers = collect(predictor, self.task.samples, progress=progress)
         if answers.paths != self.reference.paths:
             raise UserError("Pictures changed while the artifact was measured; export it again.")
-        return paired(_right(self.reference), _right(answers))
+        return paired(self.reference.right, answers.right)
 
     def accepts(self, comparison: Paired) -> bool:
         """The point estimate decides; a drop of exactly the bound is within it."""
@@ -79,12 +79,6 @@ def make_guard(
         chosen = _spread(dataset.splits["train"])
     task = matched(source, dataset)
     return Guard(task, collect(source, task.samples, progress=progress), max_drop, chosen)
-
-
-def _right(answers: Collected) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    right: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-    right = answers.logits.argmax(axis=1) == answers.targets
-    return right
 
 
 def _spread(samples: Sequence[Sample]) -> tuple[Sample, ...]:

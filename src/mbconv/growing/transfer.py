@@ -43,9 +43,9 @@ def grow(
     Raises UserError where there is no such plan, and names what the target would have to have.
     """
     source = model if isinstance(model, MBConvNet) else load(model)
-    check_fit(source.spec, source.state_dict())
-    wanted = plan(source.spec, target_spec(target, source.spec), mode)
     state = source.state_dict()
+    check_fit(source.spec, state)
+    wanted = plan(source.spec, target_spec(target, source.spec), mode)
     grown = _fresh(wanted.target, seed)
     like = source.head.classifier.weight
     grown = grown.to(device=like.device, dtype=like.dtype)

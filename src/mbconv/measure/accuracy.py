@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mbconv.data.place import Place, name_in
 from mbconv.data.source import Dataset, Notify, Sample, scan
@@ -47,6 +48,12 @@ class Collected:
     targets: Ints
     paths: tuple[Place, ...]  # of the readable ones, in the order of the rows
     unreadable: tuple[tuple[Place, str], ...] = field(default=())  # path and reason
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Which pictures were named correctly, [n]."""
+        named: NDArray[np.bool_] = self.logits.argmax(axis=1) == self.targets
+        return named
 
 
 def collect(
@@ -226,12 +233,11 @@ def _record(predictor: Predictor, collected: Collected, task: Matched) -> Record
     ]
     detail["mistakes"] = list(_mistakes(collected, predictor.labels, root))
     detail["data"] = task.source
-    right = collected.logits.argmax(axis=1) == collected.targets
     named = (
         f"{predictor.labels[target]}: {name_in(place, root)}"
         for place, target in zip(collected.paths, collected.targets, strict=True)
     )
-    detail["answers"] = answers(zip(named, right.tolist(), strict=True))
+    detail["answers"] = answers(zip(named, collected.right.tolist(), strict=True))
     return Record(
         name="top1",
         value=top1["value"],

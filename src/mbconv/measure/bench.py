@@ -15,7 +15,7 @@ from mbconv.errors import UserError
 from mbconv.kernels import status
 from mbconv.measure.count import count
 from mbconv.measure.footprint import Footprints
-from mbconv.measure.memory import keep_freed_memory, measurable
+from mbconv.measure.memory import is_out_of_memory, keep_freed_memory, measurable
 from mbconv.measure.noise import Calibration
 from mbconv.measure.speed import Mode, Task, Tell, Timing, Way, measure
 from mbconv.measure.subject import Subject, open_subject, reason
@@ -150,9 +150,7 @@ _DOUBLING = tuple(2**n for n in range(20))
 def sentence(error: Exception, batch: int) -> str:
     """Why a measurement failed, for a row of the report."""
     text = str(error) if isinstance(error, UserError) else reason(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate" in text:
-        return f"a batch of {batch} does not fit into memory"
-    return text
+    return f"a batch of {batch} does not fit into memory" if is_out_of_memory(error) else text
 
 
 def failure(figure: str, about: dict[str, Any], error: str) -> Record:

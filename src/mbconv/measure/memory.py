@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mbconv.errors import UserError
 
 RESERVE = 0.1  # share of the memory that is left alone, for other programs
@@ -69,6 +71,16 @@ def resident(field: str = "VmHWM") -> int:
     status = _STATUS.read_text(encoding="utf-8", errors="replace")
     line = next(line for line in status.splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory is short: torch has several ways to."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        words in text for words in ("not enough memory", "can't allocate memory", "out of memory")
+    )
 
 
 def available_memory() -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mbconv.interval import Z95
+from mbconv.interval import Discordant, agresti_min
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,22 @@ class Paired:
 
     @property
     def half_width(self) -> float:
-        """Half of the drop's 95% interval.
-
-        Of a difference of matched proportions, with half a picture added to each of the four
-        cells (Agresti and Min, Statistics in Medicine 24, 2005), so that two networks that agree
-        on few pictures are not called equal for certain.
-        """
-        n, differ = self.n + 2, self.lost + self.won + 1
-        return Z95 * math.sqrt(differ - (self.lost - self.won) ** 2 / n) / n
+        """Half of the drop's 95% interval."""
+        return self._centre_and_half[1]
 
     @property
     def interval(self) -> tuple[float, float]:
         """The drop's 95% interval; it is centred a little nearer to zero than the drop."""
-        centre = (self.lost - self.won) / (self.n + 2)
-        return centre - self.half_width, centre + self.half_width
+        centre, half = self._centre_and_half
+        return centre - half, centre + half
+
+    @property
+    def _centre_and_half(self) -> tuple[float, float]:
+        return agresti_min(Discordant(self.n, only_first=self.won, only_second=self.lost))
 
     def pictures_for(self, half_width: float) -> int:
         """How many pictures would give an interval of that half width, if as many differed."""
-        share = (self.lost + self.won + 1) / (self.n + 2)
-        variance = share - ((self.lost - self.won) / (self.n + 2)) ** 2
-        return math.ceil(Z95**2 * variance / half_width**2) - 2
+        return math.ceil((self.half_width / half_width) ** 2 * (self.n + 2)) - 2
 
 
 def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:

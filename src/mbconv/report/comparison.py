@@ -14,7 +14,7 @@ from mbconv.report.differences import Pair, differing_fields, pairs
 from mbconv.report.figures import Chart, Line, Tick, scale
 from mbconv.report.folder import Json, RunFolder, number, read_run
 from mbconv.report.run import template
-from mbconv.report.runs import is_pretrained
+from mbconv.report.runs import is_pretrained, split_word
 
 MOST = 8  # more lines nobody tells apart
 _STARTS = {True: "From pretrained weights", False: "From scratch", None: "Start unknown"}
@@ -189,7 +189,7 @@ def _score_row(index: int, run: RunFolder, name: str, left: float, span: float) 
     if record is None:
         return row | {"value": None}
     low, high = (record.value if v is None else v for v in (record.low, record.high))
-    split = {"val": "validation"}.get(str(run.detail.get("split")), run.detail.get("split"))
+    split = split_word(run.detail.get("split"))
     return row | {
         "value": record.value, "low": low, "high": high, "n": record.n, "split": split,
         "at": (record.value - left) / span * 100,

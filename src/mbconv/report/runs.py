@@ -22,7 +22,6 @@ FAILED, STATE = "failed_step.pt", Path("last", "state.pt")
 _COLUMNS = ("run", "network", "data", "recipe", "score", "epochs", "time", "when", "state")
 _DISPENSABLE = ("recipe", "when", "data", "time", "network")  # in this order, on a narrow terminal
 _WIDEST = 10_000
-_SPLITS = {"val": "validation"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +217,12 @@ def score_words(row: RunRow) -> str:
     interval = ""
     if row.low is not None and row.high is not None:
         interval = f" [{100 * row.low:.1f}, {100 * row.high:.1f}]"
-    return (
-        f"{percent(row.score)}{interval} {_SPLITS.get(row.split or '', row.split or '')}".rstrip()
-    )
+    return f"{percent(row.score)}{interval} {split_word(row.split) or ''}".rstrip()
+
+
+def split_word(split: str | None) -> str | None:
+    """What readers call a split."""
+    return "validation" if split == "val" else split
 
 
 def show_runs(rows: Sequence[RunRow]) -> None:

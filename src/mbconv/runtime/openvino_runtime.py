@@ -15,9 +15,9 @@ from mbconv.runtime.backend import in_batches, installed
 class OpenVinoBackend:
     """A network that is compiled for each number of pictures it meets: fixed shapes are faster."""
 
-    def __init__(self, core: Any, model: Any, artifact: Artifact) -> None:
+    def __init__(self, model: Any, artifact: Artifact) -> None:
         self.device = torch.device("cpu")
-        self._core, self._model = core, model
+        self._model = model
         self._form = artifact.form
         self._compiled = lru_cache(maxsize=4)(self._compile)
 
@@ -34,13 +34,13 @@ class OpenVinoBackend:
             model = model.clone()
             model.reshape([batch, *model.input().partial_shape[1:]])
         hint = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": self._number_format()}
-        return self._core.compile_model(model, "CPU", hint)
+        return shared_core().compile_model(model, "CPU", hint)
 
     def _number_format(self) -> str:
         """Of what is not quantised; explicit, since the default depends on the processor."""
         if self._form.precision == "float32":
             return "f32"
-        return "bf16" if has_bfloat16(self._core) else "f32"
+        return "bf16" if has_bfloat16() else "f32"
 
 
 @cache
@@ -58,8 +58,8 @@ def shared_core() -> Any:
     return core
 
 
-def has_bfloat16(core: Any) -> bool:
-    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+def has_bfloat16() -> bool:
+    return "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def check_installed(path: Path) -> None:
@@ -68,10 +68,9 @@ def check_installed(path: Path) -> None:
 
 def open_sealed(path: Path) -> tuple[Artifact, OpenVinoBackend]:
     """Open an artifact whose seal was checked."""
-    core = shared_core()
     try:
-        model = core.read_model(path)
+        model = shared_core().read_model(path)
     except RuntimeError as error:
         raise UserError(f"{path} is not read by this OpenVINO: {error}. Upgrade it.") from error
     artifact = Artifact.from_json(model.get_rt_info(KEY).astype(str), path)
-    return artifact, OpenVinoBackend(core, model, artifact)
+    return artifact, OpenVinoBackend(model, artifact)

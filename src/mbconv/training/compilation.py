@@ -9,7 +9,7 @@ from mbconv.data.loader import Batch
 from mbconv.errors import UserError
 from mbconv.report.words import duration
 from mbconv.training.loop import Trainer
-from mbconv.training.machine import timed
+from mbconv.training.machine import timed, unchanged
 
 Mode = Literal["off", "auto", "on"]
 MODES: tuple[Mode, ...] = ("off", "auto", "on")
@@ -56,26 +56,24 @@ def settle(trainer: Trainer, batch: Batch, mode: Mode) -> str:
     `batch` is what steps are measured with. The weights are left as they were, the buffers and
     gradients too. Raises UserError where `on` was asked for and torch cannot compile here.
     """
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    eager = timed(lambda: trainer.backward(batch))
-    try:
+    with unchanged(trainer.model):
+        eager = timed(lambda: trainer.backward(batch))
         if mode == "auto" and eager * trainer.total < WORTH_A_TRY:
             left = duration(eager * trainer.total)
             return f"compile: not tried, all steps together take {left} as it is"
-        trainer.compile()
-        started = time.perf_counter()
-        trainer.backward(batch)
-        first = time.perf_counter() - started
-        after = timed(lambda: trainer.backward(batch))
-    except Exception as error:  # the compiler's own kinds are many
-        trainer.compile(False)
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if mode == "on":
-            raise UserError(f"torch cannot compile here ({why}). Leave --compile away.") from error
-        return f"compile: not possible here ({why})"
-    finally:
-        trainer.model.load_state_dict(before)
-        trainer.model.zero_grad(set_to_none=True)
+        try:
+            trainer.compile()
+            started = time.perf_counter()
+            trainer.backward(batch)
+            first = time.perf_counter() - started
+            after = timed(lambda: trainer.backward(batch))
+        except Exception as error:  # the compiler's own kinds are many
+            trainer.compile(False)
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if mode == "on":
+                told = f"torch cannot compile here ({why}). Leave --compile away."
+                raise UserError(told) from error
+            return f"compile: not possible here ({why})"
     # Once for the first resolution, and once more for all others together.
     times = min(2, len({phase.resolution for phase in trainer.recipe.phases}))
     gain = Gain(max(0.0, first - after), eager, after, times)

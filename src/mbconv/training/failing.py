@@ -5,10 +5,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from mbconv.data.loader import Batch
 from mbconv.errors import UserError
+from mbconv.measure.memory import is_out_of_memory
 from mbconv.report.commands import free_name, shell_line
 from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged
@@ -84,16 +83,6 @@ def _go_on(session: Survivor) -> str:
         return ""
     command = shell_line(["train", "--resume", str(session.path)])
     return f" The state after step {session.saved_step} is kept. Go on with:\n  {command}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory is short: torch has several ways to."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        words in text for words in ("not enough memory", "can't allocate memory", "out of memory")
-    )
 
 
 def _short_of_memory(session: Survivor) -> str:

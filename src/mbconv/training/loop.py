@@ -105,8 +105,9 @@ class Trainer:
         value = self.backward(batch, index).item()
         learning = [p for p in self.model.parameters() if p.grad is not None]
         norm = get_total_norm([cast(Tensor, p.grad) for p in learning])
-        self.figures = {"loss": value, "lr": rate, "gradient_norm": norm.item()}
-        if not (math.isfinite(value) and math.isfinite(norm.item())):
+        length = norm.item()
+        self.figures = {"loss": value, "lr": rate, "gradient_norm": length}
+        if not (math.isfinite(value) and math.isfinite(length)):
             raise diagnosis.diverged(self, batch, index, seed, buffers)
         if self.recipe.optimizer.clip is not None:
             clip_grads_with_norm_(learning, self.recipe.optimizer.clip, norm)

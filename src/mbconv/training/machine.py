@@ -2,11 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from mbconv.errors import UserError
 
@@ -89,6 +91,17 @@ def measured(machine: Machine, seconds_per_step: Callable[[Machine], float]) -> 
         for c, s in seconds.items()
     )  # fmt: skip
     return replace(fastest, trials=trials)
+
+
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Weights and buffers as they were when the block ends, and no gradients left from it."""
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    try:
+        yield
+    finally:
+        network.load_state_dict(before)  # batch norms that learn have seen what was measured with
+        network.zero_grad(set_to_none=True)
 
 
 def timed(run: Callable[[], object], repeats: int = 2) -> float:

@@ -51,7 +51,6 @@ class Session:
     config: dict[str, Any]
     recipe: Recipe
     trainer: Trainer
-    trackers: Trackers
 
     def __init__(self, path: Path, reporter: Reporter, on_epoch: OnEpoch | None = None) -> None:
         self.path = path
@@ -61,6 +60,7 @@ class Session:
         self.next_step = 0
         self.saved_step: int | None = None
         self.closing = ExitStack()
+        self.trackers = Trackers([], reporter.say)  # until the run is there to be watched
         self.stepping = False  # an interrupt waits for the end of the step
         self.stop_asked = False
         self.best = 0.0  # validation accuracy
@@ -267,8 +267,7 @@ class Session:
         seconds = self.saved - self.started
         save_state(self.path, self.trainer, step=self.next_step, best=self.best, seconds=seconds)
         self.saved_step = self.next_step
-        if hasattr(self, "trackers"):
-            self.trackers.saved()
+        self.trackers.saved()
 
     def _log(self, line: dict[str, Any]) -> None:
         """Score raw and averaged weights, keep the network unless it is worse, write the line."""

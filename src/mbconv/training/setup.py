@@ -16,7 +16,7 @@ from mbconv.nn.model import MBConvNet
 from mbconv.training import compilation, tracking, transfer
 from mbconv.training.console import Reporter
 from mbconv.training.loop import Trainer
-from mbconv.training.machine import Machine, measured, timed
+from mbconv.training.machine import Machine, measured, timed, unchanged
 from mbconv.training.override import changed
 from mbconv.training.recipe import Recipe
 from mbconv.training.recipes import SMALLEST, find_recipe, plan_epochs, usual_recipe
@@ -150,17 +150,13 @@ def choose_machine(network: MBConvNet, recipe: Recipe, machine: Machine) -> Mach
 def step_timer(network: MBConvNet, recipe: Recipe) -> Iterator[Callable[[Machine], float]]:
     """What measures a training step on a machine; the network is left as it was."""
     batch = random_batch(network, recipe)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
 
     def seconds_per_step(candidate: Machine) -> float:
         trainer = Trainer(network, recipe, candidate, total=1)
         return timed(lambda: trainer.backward(batch))
 
-    try:
+    with unchanged(network):
         yield seconds_per_step
-    finally:
-        network.load_state_dict(before)  # batch norms that learn have seen noise
-        network.zero_grad(set_to_none=True)
 
 
 # A step takes this much longer while pictures are read beside it (measured on two cores).
