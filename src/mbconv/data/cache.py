@@ -13,8 +13,8 @@ from pathlib import Path
 
 import platformdirs
 
-# The only names that `clear` touches: audits, indexes of shards, what was downloaded.
-_OURS = ("audit-*.sqlite*", "shard-*.json", "downloads/*/*", "sets/**/*")
+# The only names that `clear` touches: audits, indexes of shards, decoded pictures, downloads.
+_OURS = ("audit-*.sqlite*", "shard-*.json", "pictures-*", "downloads/*/*", "sets/**/*")
 
 
 def cache_dir() -> Path:
