@@ -62,7 +62,7 @@ def backend(x: Tensor) -> ModuleType:
 
 
 def native_pictures() -> bool:
-    """Whether pictures are resampled by the native kernel; `plain` and `reference` do without."""
+    """Whether native kernels prepare pictures; the modes `plain` and `reference` do without."""
     return _loaded and _choice.mode in ("auto", "native")
 
 

@@ -203,6 +203,20 @@ def product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
+def levels(pictures: Tensor, tables: Tensor) -> Tensor:
+    """Bytes [N, H, W, 3] -> floats of that shape: what `tables` [3, 256] have for each byte."""
+    assert pictures.dtype == torch.uint8
+    assert pictures.shape[3:] == (3,)
+    assert tables.shape == (3, 256)
+    pictures = pictures.contiguous()
+    out = pictures.new_empty(pictures.shape, dtype=torch.float32)
+    count, height, width, _ = pictures.shape
+    sizes = map(ctypes.c_int64, (count, height * width))
+    _call("levels", ctypes.c_void_p(pictures.data_ptr()), *sizes, tables, torch.get_num_threads(),
+          out)  # fmt: skip
+    return out
+
+
 def resample(
     pixels: NDArray[np.uint8],
     box: tuple[float, float, float, float],
