@@ -40,6 +40,13 @@ from mbconv.cli.base import Duration, data_root, find_data, main, offline, trust
     "--tracker", "trackers", type=click.Choice(["tensorboard", "wandb", "none"]), multiple=True,
     help="Show the run there. [default: tensorboard if installed]",
 )  # fmt: skip
+@click.option(
+    "--cache",
+    type=click.Choice(["auto", "off", "memory"]),
+    default="auto",
+    show_default=True,
+    help="Keep decoded pictures in memory; auto: if all have room.",
+)
 @click.option("--config", type=click.Path(path_type=Path), help="Train as this config.json says.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
 @data_root

@@ -12,13 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mbconv.kernels import reference
 from mbconv.kernels.reference import ACTIVATIONS, Act, After, Geometry
 
-INTERFACE = 2  # of the compiled functions, as native/interface.cpp has it
+INTERFACE = 3  # of the compiled functions, as native/interface.cpp has it
 FOLDER = Path(__file__).with_name("native")
 # By preference; what a processor must have, by the names of /proc/cpuinfo.
 INSTRUCTION_SETS: dict[str, frozenset[str]] = {
@@ -198,6 +200,46 @@ def product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     (n, k), wide = weight.shape, weight.float()
     sizes = (x.numel() // k, wide.data_ptr(), k, n, wide.stride(1), wide.stride(0))
     _call("product", x, _half(x), *map(ctypes.c_int64, sizes), torch.get_num_threads(), out)
+    return out
+
+
+def levels(pictures: Tensor, tables: Tensor) -> Tensor:
+    """Bytes [N, H, W, 3] -> floats of that shape: what `tables` [3, 256] have for each byte."""
+    assert pictures.dtype == torch.uint8
+    assert pictures.shape[3:] == (3,)
+    assert tables.shape == (3, 256)
+    pictures = pictures.contiguous()
+    out = pictures.new_empty(pictures.shape, dtype=torch.float32)
+    count, height, width, _ = pictures.shape
+    sizes = map(ctypes.c_int64, (count, height * width))
+    _call("levels", ctypes.c_void_p(pictures.data_ptr()), *sizes, tables, torch.get_num_threads(),
+          out)  # fmt: skip
+    return out
+
+
+def resample(
+    pixels: NDArray[np.uint8],
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    mirrored: bool = False,
+) -> NDArray[np.uint8]:
+    """A part of a picture [H, W, 3] at `size` (height, width), bilinear and antialiased.
+
+    `box` has left, top, right and bottom in pixels, within the picture. On one thread, without
+    the interpreter's lock.
+    """
+    height, width, channels = pixels.shape
+    left, top, right, bottom = box
+    # Nothing below looks at types or bounds.
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    assert channels == 3
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    out = np.empty((*size, 3), np.uint8)
+    _call("resample", ctypes.c_void_p(pixels.ctypes.data), *map(ctypes.c_int64, (height, width)),
+          (ctypes.c_double * 4)(*box), *map(ctypes.c_int64, size), int(mirrored),
+          ctypes.c_void_p(out.ctypes.data))  # fmt: skip
     return out
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
@@ -36,6 +37,7 @@ def train(
     flip: bool = True,
     recipe: str | Recipe | None = None,
     changes: Sequence[str] = (),
+    cache: Literal["auto", "off", "memory"] = "auto",
     deterministic: bool = False,
     compile: Mode = "off",
     trackers: Sequence[str] = (),
@@ -52,12 +54,13 @@ def train(
     `resolution` (pixels) by their size. `budget` (seconds) plans both so that the run ends in
     that time. `device` is auto, cpu, cuda or mps; `flip` mirrors half of the pictures. `recipe`
     is a name that `mbconv recipe list` shows or a whole `Recipe`; by default finetune, or scratch
-    for fresh weights; `changes` set single fields of it ("optimizer.clip=1"). `deterministic` keeps
-    to operators that give the same result each time. `compile` is off, on, or auto: torch.compile
-    where the time it takes is won back within the run. `trackers` names where the run is shown
-    beside its own metrics.jsonl: tensorboard (the default where it is installed), wandb, none.
-    `config` is an
-    earlier run's config.json, whose recipe, seed and machine are used again instead.
+    for fresh weights; `changes` set single fields of it ("optimizer.clip=1"). `cache` keeps
+    decoded pictures in memory: where all have room, never, or as many as have. `deterministic`
+    keeps to operators that give the same result each time. `compile` is off, on, or auto:
+    torch.compile where the time it takes is won back within the run. `trackers` names where the
+    run is shown beside its own metrics.jsonl: tensorboard (the default where it is installed),
+    wandb, none. `config` is an earlier run's config.json, whose recipe, seed and machine are used
+    again instead.
     `on_epoch(network, metrics)` is called with the averaged network after the head's fit and
     after each epoch. `started` is the time on `time.perf_counter` that the budget counts from, by
     default now.
@@ -67,8 +70,8 @@ def train(
     """
     settings = Settings(
         epochs=epochs, budget=budget, resolution=resolution, seed=seed, device=device, flip=flip,
-        recipe=recipe, changes=tuple(changes), deterministic=deterministic, compile=compile,
-        trackers=tuple(trackers),
+        recipe=recipe, changes=tuple(changes), cache=cache, deterministic=deterministic,
+        compile=compile, trackers=tuple(trackers),
     )  # fmt: skip
     session = Session(Path(out), Reporter(quiet), on_epoch)
     session.started = started or session.started

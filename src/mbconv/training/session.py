@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,18 @@ class Session:
         if earlier:
             self.recipe = Recipe.from_dict(earlier["recipe"])
             machine = Machine.from_dict(earlier["machine"])
+            cache = earlier.get("cache")
         else:
             self.recipe, machine = self._choose(network, found, pretrained, settings)
+            pictures = len(self.dataset.splits["train"])
+            cache = setup.choose_cache(settings.cache, self.recipe, pictures)
         self.config = {
             "model": str(model) if not isinstance(model, MBConvNet) else network.spec.name,
             "data": self.dataset.source,
             "seed": seed,
             "budget_seconds": settings.budget,
             "trackers": list(settings.trackers),
+            "cache": cache,
         } | folder.made_with()
         self._hold()
         folder.write_data(self.path, self.dataset, found)
@@ -200,7 +204,12 @@ class Session:
 
     def learn(self) -> None:
         """All epochs that are left; a line of metrics and a state to resume from after each."""
-        pictures = Pictures(self.dataset.splits["train"], self.recipe.augmentation)
+        samples = self.dataset.splits["train"]
+        cache = setup.open_cache(self.config.get("cache"), len(samples), self.reporter)
+        with cache or nullcontext():
+            self._learn(Pictures(samples, self.recipe.augmentation, cache))
+
+    def _learn(self, pictures: Pictures) -> None:
         per_epoch = self.trainer.total // self.recipe.epochs
         with self.reporter.bar(self.trainer.total, "training") as bar:
 

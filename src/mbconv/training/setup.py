@@ -4,14 +4,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from mbconv.arch.scale import small_map
 from mbconv.data.audit import Audit, audit, drop_unreadable
 from mbconv.data.loader import Batch
+from mbconv.data.memory import OVERSAMPLE, PictureCache, place_bytes, room
 from mbconv.data.source import Dataset, scan, split
 from mbconv.errors import UserError
+from mbconv.measure.memory import available_memory
 from mbconv.nn.model import MBConvNet
 from mbconv.training import compilation, tracking, transfer
 from mbconv.training.console import Reporter
@@ -38,6 +41,7 @@ class Settings:
     deterministic: bool = False
     compile: compilation.Mode = "off"
     trackers: tuple[str, ...] = ()  # beside metrics.jsonl; none named: TensorBoard if it is there
+    cache: Literal["auto", "off", "memory"] = "auto"  # of decoded pictures
 
     def __post_init__(self) -> None:
         for name in ("epochs", "budget", "resolution"):
@@ -194,6 +198,42 @@ def fit_budget(
     enough = (side for side in sides if 3 * at_epoch * side**2 / rate <= left(side))
     side = next(enough, sides[-1])  # with fewer than three epochs, smaller pictures teach more
     return plan_epochs(lambda epochs: make(side, epochs), round(at_epoch), left(side), rate)
+
+
+def choose_cache(wanted: str, recipe: Recipe, pictures: int) -> dict[str, int] | None:
+    """What a run's config says of the cache: the side that decoded pictures are kept at, or None.
+
+    `auto` uses it where several epochs come and all training pictures have room; `memory` keeps
+    as many as have room. Raises UserError where that is asked for and there is none.
+    """
+    if wanted == "off" or (wanted == "auto" and recipe.epochs == 1):
+        return None
+    side = round(OVERSAMPLE * max(phase.resolution for phase in recipe.phases))
+    if not Path("/proc/meminfo").is_file():
+        if wanted == "auto":
+            return None
+        raise UserError("--cache memory asks Linux how much memory is free; leave it out here.")
+    places = room(side, available_memory())
+    if wanted == "auto":
+        return {"side": side} if places >= pictures else None
+    if not places:
+        raise UserError("There is no room to cache a single picture; train with --cache off.")
+    return {"side": side}
+
+
+def open_cache(
+    chosen: dict[str, int] | None, pictures: int, reporter: Reporter
+) -> PictureCache | None:
+    """The cache that a config asks for, with room for as many pictures as memory has now."""
+    if chosen is None:
+        return None
+    side = chosen["side"]
+    places = min(pictures, room(side, available_memory()))
+    reporter.say(
+        f"cache: {places:,} of {pictures:,} training pictures, decoded, short side up to {side} "
+        f"px; at most {places * place_bytes(side) / 1e9:.2f} GB of memory"
+    )
+    return PictureCache(side, places)
 
 
 def warn_of_small_maps(network: MBConvNet, recipe: Recipe, reporter: Reporter) -> None:
