@@ -9,10 +9,12 @@ The 1x1 convolutions are matrix products of the library, on [pixels, channels].
 import torch
 from torch import Tensor
 
+from mbconv.kernels import native, native_block
 from mbconv.kernels.backward import expanded_backward, gated_backward, norm_backward, norm_means
 from mbconv.kernels.dispatch import backend
 from mbconv.kernels.expansion import ExpansionBackward, is_narrow, output_moments
 from mbconv.kernels.middle import convolve, convolve_backward, expand_and_convolve
+from mbconv.kernels.native_block import Parameters
 from mbconv.kernels.norm import channels_last, wide
 from mbconv.kernels.parts import (
     Gate,
@@ -63,6 +65,14 @@ def block(
     [1 + C, C]; empty where there is none (e also when `lean`, which recomputes it).
     """
     k, maps, place = backend(x), channels_last(x), Geometry(*geometry)
+    own = Parameters(
+        expand, depthwise, project, affine,
+        (gate_reduce, gate_reduce_bias, gate_expand, gate_expand_bias), keep,
+        act_named(act), act_named(gate_act), gate_sigmoid, place, eps, residual,
+    )  # fmt: skip
+    if k is native and own.fit(x):
+        narrow = expand is not None and is_narrow(expand)
+        return native_block.forward(maps, own, running, lean, narrow)
     given = None if running is None else running.to(wide(x))
     norms = Norms(affine.to(wide(x)), given, eps, widths(expand, depthwise, project))
     kind, learnt, spread = act_named(act), given is None, nothing(affine.to(wide(x)))
@@ -140,6 +150,15 @@ def block_backward(
     `frozen`: `statistics` are constants. What does not exist or is not needed is empty.
     """
     k, maps, g, place = backend(x), channels_last(x), channels_last(grad), Geometry(*geometry)
+    own = Parameters(
+        expand, depthwise, project, affine,
+        (gate_reduce, gate_reduce_bias, gate_expand, gate_expand_bias), keep,
+        act_named(act), act_named(gate_act), gate_sigmoid, place, eps, residual,
+    )  # fmt: skip
+    if k is native and own.fit(x):
+        return native_block.backward(
+            g, maps, own, (e, d, p, pooled, spread), statistics, frozen, need_dx
+        )
     norms = Norms(affine.to(wide(x)), statistics.to(wide(x)), eps,
                   widths(expand, depthwise, project))  # fmt: skip
     first = None if expand is None else norms.next(lambda: None)

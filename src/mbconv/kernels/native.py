@@ -20,7 +20,7 @@ from torch import Tensor
 from mbconv.kernels import reference
 from mbconv.kernels.reference import ACTIVATIONS, Act, After, Geometry
 
-INTERFACE = 3  # of the compiled functions, as native/interface.cpp has it
+INTERFACE = 4  # of the compiled functions, as native/interface.cpp has it
 FOLDER = Path(__file__).with_name("native")
 # By preference; what a processor must have, by the names of /proc/cpuinfo.
 INSTRUCTION_SETS: dict[str, frozenset[str]] = {
@@ -37,7 +37,7 @@ class _Map(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("n", "pixels", "c")]
 
 
-class _Depthwise(ctypes.Structure):
+class DepthwiseShape(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int64) for name in ("n", "h", "w", "c", "oh", "ow", *Geometry._fields)
     ]
@@ -98,13 +98,13 @@ def _share_openmp() -> None:
 
 def covariance(x: Tensor) -> Tensor:
     found = x.new_empty(1 + x.shape[3], x.shape[3], dtype=torch.float32)
-    _call("covariance", x, _half(x), _map(x), torch.get_num_threads(), found[0], found[1:])
+    run("covariance", x, _half(x), _map(x), torch.get_num_threads(), found[0], found[1:])
     return found
 
 
 def moments(x: Tensor) -> Tensor:
     found = x.new_empty(2, x.shape[3], dtype=torch.float32)
-    _call("moments", x, _half(x), _map(x), torch.get_num_threads(), found[0], found[1])
+    run("moments", x, _half(x), _map(x), torch.get_num_threads(), found[0], found[1])
     return found
 
 
@@ -112,14 +112,14 @@ def normalise(
     x: Tensor, norm: Tensor, act: Act, factor: Tensor | None = None, addend: Tensor | None = None
 ) -> Tensor:
     y = torch.empty_like(x)
-    _call("normalise", x, _half(x), _map(x), norm, _number(act), factor, addend,
+    run("normalise", x, _half(x), _map(x), norm, _number(act), factor, addend,
           torch.get_num_threads(), y)  # fmt: skip
     return y
 
 
 def pool(x: Tensor, norm: Tensor, act: Act) -> Tensor:
     mean = x.new_empty(x.shape[0], x.shape[3], dtype=torch.float32)
-    _call("pool", x, _half(x), _map(x), norm, _number(act), torch.get_num_threads(), mean)
+    run("pool", x, _half(x), _map(x), norm, _number(act), torch.get_num_threads(), mean)
     return mean
 
 
@@ -135,7 +135,7 @@ def reduce(
 ) -> tuple[Tensor, Tensor | None]:
     sums = x.new_empty(x.shape[0], 5, x.shape[3], dtype=torch.float32)
     y = torch.empty_like(x) if output else None
-    _call("reduce", x, grad, _half(x), _map(x), norm, _number(act), int(gated), factor,
+    run("reduce", x, grad, _half(x), _map(x), norm, _number(act), int(gated), factor,
           torch.get_num_threads(), sums, y)  # fmt: skip
     return sums, y
 
@@ -151,7 +151,7 @@ def apply(
     offset: Tensor | None = None,
 ) -> Tensor:
     dx = torch.empty_like(x)
-    _call("apply", x, grad, _half(x), _map(x), norm, _number(act), factor, offset, means,
+    run("apply", x, grad, _half(x), _map(x), norm, _number(act), factor, offset, means,
           torch.get_num_threads(), dx)  # fmt: skip
     return dx
 
@@ -167,11 +167,11 @@ def depthwise(
     statistics: bool = False,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    shape = _shape(x, geometry)
+    shape = depthwise_shape(x.shape, geometry)
     y = x.new_empty(shape.n, shape.oh, shape.ow, shape.c) if out is None else out
     found = x.new_empty(2, shape.c, dtype=torch.float32) if statistics else None
     mean, variance = (None, None) if found is None else found
-    _call("depthwise", x, _half(x), shape, norm, _number(act), weight, bias,
+    run("depthwise", x, _half(x), shape, norm, _number(act), weight, bias,
           torch.get_num_threads(), y, mean, variance)  # fmt: skip
     return y, found
 
@@ -187,7 +187,7 @@ def depthwise_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dz, dw = torch.empty_like(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
     sums = x.new_empty(2, x.shape[3], dtype=torch.float32)
-    _call("depthwise_backward", x, grad, _half(x), _shape(x, geometry), norm, _number(act), weight,
+    run("depthwise_backward", x, grad, _half(x), depthwise_shape(x.shape, geometry), norm, _number(act), weight,
           *(after or [None] * 5), torch.get_num_threads(), dz, dw, sums)  # fmt: skip
     return dz, dw, sums
 
@@ -199,7 +199,7 @@ def product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
         out = x.new_empty(*x.shape[:3], weight.shape[0])
     (n, k), wide = weight.shape, weight.float()
     sizes = (x.numel() // k, wide.data_ptr(), k, n, wide.stride(1), wide.stride(0))
-    _call("product", x, _half(x), *map(ctypes.c_int64, sizes), torch.get_num_threads(), out)
+    run("product", x, _half(x), *map(ctypes.c_int64, sizes), torch.get_num_threads(), out)
     return out
 
 
@@ -212,7 +212,7 @@ def levels(pictures: Tensor, tables: Tensor) -> Tensor:
     out = pictures.new_empty(pictures.shape, dtype=torch.float32)
     count, height, width, _ = pictures.shape
     sizes = map(ctypes.c_int64, (count, height * width))
-    _call("levels", ctypes.c_void_p(pictures.data_ptr()), *sizes, tables, torch.get_num_threads(),
+    run("levels", ctypes.c_void_p(pictures.data_ptr()), *sizes, tables, torch.get_num_threads(),
           out)  # fmt: skip
     return out
 
@@ -237,7 +237,7 @@ def resample(
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
     out = np.empty((*size, 3), np.uint8)
-    _call("resample", ctypes.c_void_p(pixels.ctypes.data), *map(ctypes.c_int64, (height, width)),
+    run("resample", ctypes.c_void_p(pixels.ctypes.data), *map(ctypes.c_int64, (height, width)),
           (ctypes.c_double * 4)(*box), *map(ctypes.c_int64, size), int(mirrored),
           ctypes.c_void_p(out.ctypes.data))  # fmt: skip
     return out
@@ -246,7 +246,7 @@ def resample(
 weight_gradient = reference.weight_gradient  # the library's are as fast
 
 
-def _call(name: str, *arguments: Any) -> None:
+def run(name: str, *arguments: Any) -> None:
     """Call `mbconv_<name>`: tensors as addresses, structures by address, None as null."""
     functions, _ = library()
     assert functions is not None
@@ -277,6 +277,7 @@ def _map(x: Tensor) -> _Map:
     return _Map(x.shape[0], x.shape[1] * x.shape[2], x.shape[3])
 
 
-def _shape(x: Tensor, geometry: Geometry) -> _Depthwise:
-    n, h, w, c = x.shape
-    return _Depthwise(n, h, w, c, *geometry.output(h, w), *geometry)
+def depthwise_shape(size: tuple[int, ...], geometry: Geometry) -> DepthwiseShape:
+    """Of a map of this size, [N, H, W, C]."""
+    n, h, w, c = size
+    return DepthwiseShape(n, h, w, c, *geometry.output(h, w), *geometry)

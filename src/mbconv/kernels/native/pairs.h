@@ -36,6 +36,30 @@ constexpr int STEP = PAIRS<T> ? 2 : 1;
 #endif
 }
 
+// `channels` of two rows -> pairs, the first row's numbers in the lower halves; without a second row
+// zeros in the upper ones. Whole vectors are written.
+inline void pair_rows(const bf16* first, const bf16* second, int64_t channels, float* out) {
+    int64_t i = 0;
+#if defined(__AVX512BW__)
+    using halves = uint16_t __attribute__((vector_size(64)));
+    const halves lower{0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    for (; second && i + 32 <= channels; i += 32) {
+        halves a, b;
+        std::memcpy(&a, first + i, sizeof a);
+        std::memcpy(&b, second + i, sizeof b);
+        const halves low = __builtin_shuffle(a, b, lower),
+                     high = __builtin_shuffle(a, b, lower + static_cast<uint16_t>(16));
+        std::memcpy(out + i, &low, sizeof low);
+        std::memcpy(out + i + 16, &high, sizeof high);
+    }
+#endif
+    for_vectors(channels - i, channels - i, [&](int64_t j, auto lanes) {
+        const uvec two = second ? (uvec)load(second + i + j, lanes) : uvec{};
+        store(out + i + j, (vec)((uvec)load(first + i + j, lanes) >> 16 | two));
+    });
+}
+
 template <class T>
 [[gnu::always_inline]] inline vec multiply_add(vec a, vec b, vec sum) {
 #if defined(__AVX512BF16__)

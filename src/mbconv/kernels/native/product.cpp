@@ -4,7 +4,7 @@
 // strip by strip, so that what one step along k needs lies together, and stays in the second cache;
 // a strip's 24 sums stay in registers over all of k. Where the processor multiplies pairs of bf16
 // (two products and two sums an instruction), a step is two of k, else one, in float.
-#include <vector>
+#include "product.h"
 
 #include "api.h"
 #include "pairs.h"
@@ -17,12 +17,6 @@ constexpr int64_t BLOCK = 64;       // rows of a task
 constexpr int64_t ROWS = 8;         // whose sums are held in registers together
 constexpr int VECTORS = 3;          // of outputs, as well
 constexpr int64_t STRIP = VECTORS * LANES;
-
-// The matrix as it lies: element (k, n) at weight[k * along_k + n * along_n], one of which is 1.
-struct Matrix {
-    const float* weight;
-    int64_t k, n, along_k, along_n;
-};
 
 // Two vectors as pairs of bf16, the first one's numbers in the lower halves.
 inline vec paired(vec low, vec high) {
@@ -103,22 +97,28 @@ template <int V, class T>
 void rows_of_strip(const T* x, int64_t rows, int64_t k, const float* strip, int64_t steps,
                    int64_t n, int64_t last, T* y) {
     int64_t r = 0;
-    for (; r + ROWS <= rows; r += ROWS) tile<ROWS, V>(x + r * k, k, strip, steps, n, last, y + r * n);
-    for (; r < rows; ++r) tile<1, V>(x + r * k, k, strip, steps, n, last, y + r * n);
+    const auto tiles = [&](auto size) {
+        for (; r + size <= rows; r += size)
+            tile<size, V>(x + r * k, k, strip, steps, n, last, y + r * n);
+    };
+    tiles(std::integral_constant<int, ROWS>{});
+    tiles(std::integral_constant<int, 3>{});
+    tiles(std::integral_constant<int, 1>{});
 }
 
 template <class T>
-void product(const T* x, int64_t rows, const Matrix& m, int threads, T* y) {
-    const int64_t steps = PAIRS<T> ? (m.k + 1) / 2 : m.k, strips = (m.n + STRIP - 1) / STRIP;
-    std::vector<float> packed(strips * steps * STRIP);
-    parallel(strips, threads, [&](int64_t strip, int) {
-        pack<T>(m, strip, steps, &packed[strip * steps * STRIP]);
-    });
+int64_t steps_of(const Matrix& m) {
+    return (m.k + STEP<T> - 1) / STEP<T>;
+}
+
+template <class T>
+void multiply(const T* x, int64_t rows, const Matrix& m, const float* packed, int threads, T* y) {
+    const int64_t steps = steps_of<T>(m), strips = (m.n + STRIP - 1) / STRIP;
     parallel((rows + BLOCK - 1) / BLOCK, threads, [&](int64_t task, int) {
         const int64_t first = task * BLOCK, own = rows - first < BLOCK ? rows - first : BLOCK;
         for (int64_t strip = 0; strip < strips; ++strip) {
             const int64_t begin = strip * STRIP, left = m.n - begin;
-            const float* const w = &packed[strip * steps * STRIP];
+            const float* const w = packed + strip * steps * STRIP;
             const T* const from = x + first * m.k;
             T* const to = y + first * m.n + begin;
             if (left > 2 * LANES)
@@ -133,6 +133,24 @@ void product(const T* x, int64_t rows, const Matrix& m, int threads, T* y) {
 }
 
 }  // namespace
+
+template <class T>
+Packed<T>::Packed(const Matrix& m, int threads) : shape(m) {
+    const int64_t steps = steps_of<T>(m), strips = (m.n + STRIP - 1) / STRIP;
+    numbers.resize(strips * steps * STRIP);
+    parallel(strips, threads, [&](int64_t strip, int) {
+        pack<T>(m, strip, steps, &numbers[strip * steps * STRIP]);
+    });
+}
+
+template <class T>
+void Packed<T>::product(const T* x, int64_t rows, int threads, T* y) const {
+    multiply(x, rows, shape, numbers.data(), threads, y);
+}
+
+template class Packed<float>;
+template class Packed<bf16>;
+
 }  // namespace mbconv
 
 using namespace mbconv;
@@ -143,7 +161,9 @@ MBCONV_API void mbconv_product(const void* x, int half, int64_t rows, const floa
                                void* y) {
     const Matrix m{weight, k, n, along_k, along_n};
     if (half)
-        product(static_cast<const bf16*>(x), rows, m, threads, static_cast<bf16*>(y));
+        Packed<bf16>(m, threads).product(static_cast<const bf16*>(x), rows, threads,
+                                         static_cast<bf16*>(y));
     else
-        product(static_cast<const float*>(x), rows, m, threads, static_cast<float*>(y));
+        Packed<float>(m, threads).product(static_cast<const float*>(x), rows, threads,
+                                          static_cast<float*>(y));
 }

@@ -1,0 +1,184 @@
+// Forward of an MBConv block. Three or four rounds over the batch:
+//     expansion (where its statistics must be taken from its output);
+//     expansion (else) and depthwise convolution;
+//     gate and projection, of which the map in between is never written as a whole;
+//     the projection's norm, drop-path and shortcut.
+#include "block.h"
+
+namespace mbconv {
+namespace {
+
+// Statistics of a map whose parts are taken one by one.
+class Moments {
+  public:
+    Moments(int64_t parts, int64_t channels) : channels(channels), found(parts * 2 * channels) {}
+    float* mean(int64_t part) { return &found[part * 2 * channels]; }
+    float* variance(int64_t part) { return mean(part) + channels; }
+
+    // All parts as one; the last may have fewer samples.
+    void join(const Parts& parts, int64_t samples, float* mean_of_all, float* variance_of_all) {
+        std::vector<double> share(parts.count());
+        for (int64_t i = 0; i < parts.count(); ++i)
+            share[i] = double(std::min(parts.size, samples - i * parts.size)) / double(samples);
+        for (int64_t c = 0; c < channels; ++c) {
+            double middle = 0, square = 0;
+            for (size_t i = 0; i < share.size(); ++i) middle += share[i] * mean(i)[c];
+            for (size_t i = 0; i < share.size(); ++i) {
+                const double gap = mean(i)[c] - middle;
+                square += share[i] * (variance(i)[c] + gap * gap);
+            }
+            mean_of_all[c] = static_cast<float>(middle);
+            variance_of_all[c] = static_cast<float>(square);
+        }
+    }
+
+  private:
+    int64_t channels;
+    std::vector<float> found;
+};
+
+template <class T>
+class Forward {
+  public:
+    Forward(const Block& b, void* y)
+        : b(b), d(b.middle), norms(b), threads(static_cast<int>(b.threads)), act(int(b.act)),
+          into(d.h * d.w), pixels(d.oh * d.ow), x(static_cast<const T*>(b.x)),
+          e(static_cast<T*>(b.e)), middle(static_cast<T*>(b.d)), p(static_cast<T*>(b.p)),
+          y(static_cast<T*>(y)),
+          parts(d.n, std::max(b.expand ? into : 0, pixels) * d.c * sizeof(T), threads),
+          gate(gate_of(b)) {}
+
+    void run() {
+        std::unique_ptr<T[]> lean;
+        bool waits = false;  // for its output's statistics
+        if (b.expand) {
+            if (!b.frozen && b.spread) narrow_statistics();
+            waits = !b.frozen && !b.spread;
+            if (waits && !e) {
+                lean.reset(new T[d.n * into * d.c]);
+                e = lean.get();
+            }
+            if (waits) expansion();
+        }
+        depthwise(waits);
+        projection();
+        const std::vector<float> norm = norms.rows(PROJECTION);
+        parts.each([&](const Parts::Part& part, int) {
+            const Map m{part.count, pixels, b.out};
+            const std::vector<float> factor = spread_keep(b, part.first, part.count);
+            const int64_t at = part.first * pixels * b.out;
+            mbconv_normalise(p + at, HALF, &m, norm.data(), 0, or_null(factor),
+                             b.residual ? x + at : nullptr, parts.inner, y + at);
+        });
+    }
+
+  private:
+    static constexpr int HALF = sizeof(T) == 2;
+
+    // Of the expansion's output, by those of its input.
+    void narrow_statistics() {
+        const Map m{d.n, into, b.in};
+        float* const covariance = b.spread + b.in;
+        mbconv_covariance(x, HALF, &m, threads, b.spread, covariance);
+        parallel(d.c, threads, [&](int64_t i, int) {
+            std::vector<float> w(b.in), along(b.in, 0.0f);
+            for (int64_t k = 0; k < b.in; ++k) w[k] = as_stored(x, splat(b.expand[i * b.in + k]))[0];
+            for (int64_t k = 0; k < b.in; ++k)
+                add_times(w[k], covariance + k * b.in, b.in, along.data());
+            norms.mean(EXPANSION)[i] = dot(w.data(), b.spread, b.in);
+            norms.variance(EXPANSION)[i] = std::max(0.0f, dot(along.data(), w.data(), b.in));
+        });
+    }
+
+    void expansion() {
+        const Packed<T> weight({b.expand, b.in, d.c, 1, b.in}, threads);
+        Moments found(parts.count(), d.c);
+        parts.each([&](const Parts::Part& part, int) {
+            const Map m{part.count, into, d.c};
+            T* const own = e + part.first * into * d.c;
+            weight.product(x + part.first * into * b.in, part.count * into, parts.inner, own);
+            mbconv_moments(own, HALF, &m, parts.inner, found.mean(part.number),
+                           found.variance(part.number));
+        });
+        found.join(parts, d.n, norms.mean(EXPANSION), norms.variance(EXPANSION));
+    }
+
+    void depthwise(bool expanded) {
+        const bool expands = b.expand && !expanded;
+        const Packed<T> weight(expands ? Matrix{b.expand, b.in, d.c, 1, b.in} : Matrix{}, threads);
+        const std::vector<float> norm = b.expand ? norms.rows(EXPANSION) : std::vector<float>();
+        const Scratch<T> scratch(parts.workers(), expands && !e ? parts.size * into * d.c : 0);
+        Moments found(parts.count(), d.c);
+        parts.each([&](const Parts::Part& part, int thread) {
+            const int64_t at = part.first * into;
+            const T* source = x + at * b.in;
+            if (b.expand) {
+                T* const own = e ? e + at * d.c : scratch.of(thread);
+                if (expands) weight.product(source, part.count * into, parts.inner, own);
+                source = own;
+            }
+            const Depthwise shape = of_part(d, part.count);
+            mbconv_depthwise(source, HALF, &shape, or_null(norm), act, b.depthwise, nullptr,
+                             parts.inner, middle + part.first * pixels * d.c,
+                             b.frozen ? nullptr : found.mean(part.number),
+                             found.variance(part.number));
+        });
+        if (!b.frozen) found.join(parts, d.n, norms.mean(DEPTHWISE), norms.variance(DEPTHWISE));
+    }
+
+    void projection() {
+        const Packed<T> weight({b.project, d.c, b.out, 1, d.c}, threads);
+        const std::vector<float> norm = norms.rows(DEPTHWISE);
+        const Scratch<T> scratch(parts.workers(), parts.size * pixels * d.c);
+        Moments found(parts.count(), b.out);
+        parts.each([&](const Parts::Part& part, int thread) {
+            const Map m{part.count, pixels, d.c}, out{part.count, pixels, b.out};
+            const T* const own = middle + part.first * pixels * d.c;
+            const std::vector<float> factor = factors(own, m, norm, part.first);
+            T* const target = p + part.first * pixels * b.out;
+            mbconv_normalise(own, HALF, &m, norm.data(), act, or_null(factor), nullptr, parts.inner,
+                             scratch.of(thread));
+            weight.product(scratch.of(thread), part.count * pixels, parts.inner, target);
+            if (!b.frozen)
+                mbconv_moments(target, HALF, &out, parts.inner, found.mean(part.number),
+                               found.variance(part.number));
+        });
+        if (!b.frozen) found.join(parts, d.n, norms.mean(PROJECTION), norms.variance(PROJECTION));
+    }
+
+    // The factors of these samples, [samples, c].
+    std::vector<float> factors(const T* own, const Map& m, const std::vector<float>& norm,
+                               int64_t first) const {
+        if (!b.squeezed) return {};
+        float* const pooled = b.pooled + first * d.c;
+        mbconv_pool(own, HALF, &m, norm.data(), act, parts.inner, pooled);
+        std::vector<float> factor(m.n * d.c), inside(2 * b.squeezed);
+        for (int64_t s = 0; s < m.n; ++s)
+            gate.forward(pooled + s * d.c, inside.data(), &inside[b.squeezed], &factor[s * d.c]);
+        return factor;
+    }
+
+    const Block& b;
+    const Depthwise& d;
+    const Norms norms;
+    const int threads, act;
+    const int64_t into, pixels;  // of a sample, before and after the depthwise convolution
+    const T* const x;
+    T* e;
+    T *const middle, *const p, *const y;
+    const Parts parts;
+    const Gate gate;
+};
+
+}  // namespace
+}  // namespace mbconv
+
+using namespace mbconv;
+
+// Writes what the struct's e (unless null), d, p, statistics, pooled and spread point to, and y.
+MBCONV_API void mbconv_block(const Block* b, void* y) {
+    if (b->half)
+        Forward<bf16>(*b, y).run();
+    else
+        Forward<float>(*b, y).run();
+}

@@ -1,0 +1,160 @@
+// A whole MBConv block: what its forward and its backward share.
+//
+// A block is computed in a few rounds over the batch. In each round a thread takes a part, one or a few
+// samples, through all steps up to the next one that needs the whole batch (a norm's statistics, or
+// the sums of its backward), so that what one step writes the next one reads from the second cache.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "api.h"
+#include "gate.h"
+#include "parallel.h"
+#include "product.h"
+
+namespace mbconv {
+
+// Null pointers stand for what the block does not have. Vectors are float; those of all norms lie side
+// by side, [2, sum of widths], in the order expansion, depthwise, projection.
+struct Block {
+    Depthwise middle;  // its c is the expanded width
+    int64_t in, out, squeezed;
+    int64_t half, act, gate_act, gate_hard, frozen, residual, threads;
+    double eps;
+    const void* x;                                     // [n, h, w, in]
+    const float *expand, *depthwise, *project;         // [c, in], [c, k, k], [out, c]
+    const float *affine, *gate_reduce, *gate_reduce_bias, *gate_expand, *gate_expand_bias;
+    const float* keep;                                 // [n]
+    void *e, *d, *p;                                   // each convolution's output
+    float* statistics;                                 // means and variances; given where `frozen`
+    float* pooled;                                     // [n, c], the gate's means
+    float* spread;                                     // mean and covariance of a narrow x, [1 + in, in]
+};
+
+// Every norm's four rows, as `Norm` reads them.
+class Norms {
+  public:
+    explicit Norms(const Block& b) : total((b.expand ? 2 : 1) * b.middle.c + b.out), b(b) {}
+
+    const int64_t total;
+
+    // Where the norm begins that comes so many convolutions before the last.
+    int64_t begin(int back) const {
+        return total - b.out - back * b.middle.c;
+    }
+    float* mean(int back) const { return b.statistics + begin(back); }
+    float* variance(int back) const { return mean(back) + total; }
+
+    std::vector<float> rows(int back) const {
+        const int64_t c = back ? b.middle.c : b.out, at = begin(back);
+        std::vector<float> norm(4 * c);
+        for (int64_t i = 0; i < c; ++i) {
+            norm[i] = mean(back)[i];
+            norm[c + i] = 1.0f / std::sqrt(variance(back)[i] + static_cast<float>(b.eps));
+            norm[2 * c + i] = b.affine[at + i];
+            norm[3 * c + i] = b.affine[total + at + i];
+        }
+        return norm;
+    }
+
+  private:
+    const Block& b;
+};
+constexpr int EXPANSION = 2, DEPTHWISE = 1, PROJECTION = 0;  // convolutions before the last
+
+// Runs of samples. What they are does not depend on the threads.
+class Parts {
+  public:
+    // `bytes` of a sample's widest map
+    Parts(int64_t samples, int64_t bytes, int threads) : samples(samples) {
+        const int64_t fit = std::max<int64_t>(1, CACHE / std::max<int64_t>(1, bytes));
+        size = std::min(fit, std::max<int64_t>(1, samples / LEAST));
+        many = count() >= threads;
+        outer = many ? threads : 1;
+        inner = many ? 1 : threads;
+    }
+    int64_t count() const { return (samples + size - 1) / size; }
+    int64_t size;
+    int inner;  // threads within a part
+
+    struct Part {
+        int64_t number, first, count;
+    };
+    // f(part, thread) for each
+    template <class F>
+    void each(F&& f) const {
+        parallel(count(), outer, [&](int64_t number, int thread) {
+            const int64_t first = number * size;
+            f(Part{number, first, std::min(size, samples - first)}, thread);
+        });
+    }
+    int workers() const { return outer; }
+
+  private:
+    static constexpr int64_t CACHE = 512 * 1024, LEAST = 8;
+    int64_t samples;
+    bool many;
+    int outer;
+};
+
+// So many numbers for each thread or each part, not filled.
+template <class T>
+class Scratch {
+  public:
+    Scratch(int64_t count, int64_t size) : size(size), memory(new T[count * size]) {}
+    T* of(int64_t number) const { return memory.get() + number * size; }
+
+  private:
+    int64_t size;
+    std::unique_ptr<T[]> memory;
+};
+
+inline Depthwise of_part(Depthwise d, int64_t samples) {
+    d.n = samples;
+    return d;
+}
+
+inline Gate gate_of(const Block& b) {
+    return {b.middle.c, b.squeezed, b.gate_reduce, b.gate_reduce_bias, b.gate_expand,
+            b.gate_expand_bias, static_cast<int>(b.gate_act), b.gate_hard != 0};
+}
+
+// Drop-path's factor of these samples, for every channel.
+inline std::vector<float> spread_keep(const Block& b, int64_t first, int64_t count) {
+    std::vector<float> factor;
+    for (int64_t s = 0; b.keep && s < count; ++s)
+        factor.insert(factor.end(), b.out, b.keep[first + s]);
+    return factor;
+}
+inline const float* or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
+
+}  // namespace mbconv
+
+// What the other files offer.
+MBCONV_API void mbconv_covariance(const void* x, int half, const mbconv::Map*, int threads,
+                                  float* mean, float* result);
+MBCONV_API void mbconv_moments(const void* x, int half, const mbconv::Map*, int threads,
+                               float* mean, float* variance);
+MBCONV_API void mbconv_normalise(const void* x, int half, const mbconv::Map*, const float* norm,
+                                 int act, const float* factor, const void* addend, int threads,
+                                 void* y);
+MBCONV_API void mbconv_pool(const void* x, int half, const mbconv::Map*, const float* norm, int act,
+                            int threads, float* mean);
+MBCONV_API void mbconv_reduce(const void* x, const void* grad, int half, const mbconv::Map*,
+                              const float* norm, int act, int gated, const float* factor,
+                              int threads, float* sums, void* y);
+MBCONV_API void mbconv_apply(const void* x, const void* grad, int half, const mbconv::Map*,
+                             const float* norm, int act, const float* factor, const float* offset,
+                             const float* means, int threads, void* dx);
+MBCONV_API int mbconv_depthwise(const void* x, int half, const mbconv::Depthwise*, const float* norm,
+                                int act, const float* weight, const float* bias, int threads,
+                                void* y, float* mean, float* variance);
+MBCONV_API int mbconv_depthwise_backward(const void* x, const void* grad, int half,
+                                         const mbconv::Depthwise*, const float* norm, int act,
+                                         const float* weight, const void* y, const float* y_norm,
+                                         const float* means, const float* factor,
+                                         const float* offset, int threads, void* dz, float* dw,
+                                         float* sums);

@@ -1,0 +1,146 @@
+"""A whole MBConv block in C++: what `block` computes step by step, as two calls.
+
+A thread leads its samples through several steps at once, so that what one writes the next one reads
+from the cache.
+"""
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mbconv.kernels.native import DepthwiseShape, depthwise_shape, run
+from mbconv.kernels.parts import nothing, widths
+from mbconv.kernels.reference import ACTIVATIONS, Act, Geometry
+
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Parameters(NamedTuple):
+    """What a block computes with, as `block` takes it."""
+
+    expand: Tensor | None
+    depthwise: Tensor
+    project: Tensor
+    affine: Tensor
+    gate: tuple[Tensor | None, ...]  # four, or four times None
+    keep: Tensor | None
+    act: Act
+    gate_act: Act
+    gate_sigmoid: str
+    place: Geometry
+    eps: float
+    residual: bool
+
+    def fit(self, x: Tensor) -> bool:
+        """Whether the compiled block takes them: depthwise, and pairs of bf16 are multiplied."""
+        used = [self.project] if self.expand is None else [self.expand, self.project]
+        even = all(w.shape[0] % 2 == w.shape[1] % 2 == 0 for w in used)
+        return self.depthwise.shape[1] == 1 and (even or x.dtype == torch.float32)
+
+
+class _Block(ctypes.Structure):
+    _fields_ = [
+        ("middle", DepthwiseShape),
+        *((name, ctypes.c_int64) for name in (
+            "in", "out", "squeezed", "half", "act", "gate_act", "gate_hard", "frozen", "residual",
+            "threads",
+        )),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in (
+            "x", "expand", "depthwise", "project", "affine", "gate_reduce", "gate_reduce_bias",
+            "gate_expand", "gate_expand_bias", "keep", "e", "d", "p", "statistics", "pooled",
+            "spread",
+        )),
+    ]  # fmt: skip
+
+
+class _Gradients(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in ("x", "expand", "depthwise", "project", "affine", "inner", "outer", "hidden")
+    ]
+
+
+def forward(
+    x: Tensor, own: Parameters, running: Tensor | None, lean: bool, narrow: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`block` of the map x [N, H, W, C]; `narrow`: the expansion's statistics by x's covariance."""
+    (n, h, w, c), middle, out = x.shape, own.depthwise.shape[0], own.project.shape[0]
+    oh, ow = own.place.output(h, w)
+    vector = {"dtype": torch.float32}
+    e = nothing(x) if own.expand is None or lean else x.new_empty(n, h, w, middle)
+    d, p, y = (x.new_empty(n, oh, ow, width) for width in (middle, out, out))
+    pooled = x.new_empty((0,) if own.gate[0] is None else (n, middle), **vector)
+    spread = x.new_empty((1 + c, c) if narrow and running is None else (0,), **vector)
+    taken = x.new_empty((0,) if running is not None else own.affine.shape, **vector)
+    statistics = taken if running is None else running.float().contiguous()
+    block, kept = _block(x, own, (e, d, p, statistics, pooled, spread), running is not None)
+    run("block", block, y)
+    del kept
+    return y.permute(0, 3, 1, 2), e, d, p, taken, pooled, spread
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    own: Parameters,
+    maps: tuple[Tensor, ...],
+    statistics: Tensor,
+    frozen: bool,
+    need_dx: bool,
+) -> tuple[Tensor, ...]:
+    """`block_backward`; grad [N, H', W', C'], `maps` are e, d, p, pooled and spread."""
+    *convolved, pooled, spread = maps
+    known = (*convolved, statistics.float().contiguous(), pooled, spread)
+    block, kept = _block(x, own, known, frozen)
+    n, middle = x.shape[0], own.depthwise.shape[0]
+    squeezed = 0 if own.gate[0] is None else own.gate[0].shape[0]
+    dx = torch.empty_like(x) if need_dx else nothing(x)
+    weights = [w if w is None else x.new_empty(w.shape, dtype=torch.float32)
+               for w in (own.expand, own.depthwise, own.project, own.affine)]  # fmt: skip
+    inner, outer, hidden = (
+        x.new_empty(n, width if squeezed else 0, dtype=torch.float32)
+        for width in (squeezed, middle, squeezed)
+    )
+    to = (dx, *weights, inner, outer, hidden)
+    run("block_backward", block, grad, _Gradients(*map(_address, to)))
+    del kept
+    params = (own.expand, own.depthwise, own.project, own.affine)
+    found = [nothing(x) if g is None or w is None else g.to(w.dtype)
+             for g, w in zip(weights, params, strict=True)]  # fmt: skip
+    gate = [nothing(x) for _ in range(4)]
+    if squeezed:
+        sums = (inner.t() @ pooled, inner.sum(0), outer.t() @ hidden, outer.sum(0))
+        gate = [
+            s.view(w.shape).to(w.dtype)
+            for s, w in zip(sums, own.gate, strict=True)
+            if w is not None
+        ]
+    return (dx.permute(0, 3, 1, 2) if need_dx else nothing(x), *found, *gate)
+
+
+def _block(
+    x: Tensor, own: Parameters, known: tuple[Tensor, ...], frozen: bool
+) -> tuple[_Block, list[Tensor | None]]:
+    """The structure, and the tensors it points into."""
+    (n, h, w, c), middle = x.shape, own.depthwise.shape[0]
+    params = (own.expand, own.depthwise, own.project, own.affine, *own.gate, own.keep)
+    floats = [None if t is None else t.float().contiguous() for t in params]
+    kept = [x, *floats, *known]
+    shape = depthwise_shape((n, h, w, middle), own.place)
+    squeezed = 0 if own.gate[0] is None else own.gate[0].shape[0]
+    numbers = (c, own.project.shape[0], squeezed, x.dtype == torch.bfloat16,
+               ACTIVATIONS.index(own.act), ACTIVATIONS.index(own.gate_act),
+               own.gate_sigmoid != "sigmoid", frozen, own.residual, torch.get_num_threads())  # fmt: skip
+    return _Block(shape, *map(int, numbers), own.eps, *map(_address, kept)), kept
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    """None where there is nothing: the compiled code asks for null."""
+    if tensor is None or not tensor.numel():
+        return None
+    # Nothing below looks at strides.
+    assert tensor.is_contiguous()
+    return tensor.data_ptr()
