@@ -187,8 +187,9 @@ def depthwise_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dz, dw = torch.empty_like(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
     sums = x.new_empty(2, x.shape[3], dtype=torch.float32)
-    run("depthwise_backward", x, grad, _half(x), depthwise_shape(x.shape, geometry), norm, _number(act), weight,
-          *(after or [None] * 5), torch.get_num_threads(), dz, dw, sums)  # fmt: skip
+    shape = depthwise_shape(x.shape, geometry)
+    run("depthwise_backward", x, grad, _half(x), shape, norm, _number(act), weight,
+        *(after or [None] * 5), torch.get_num_threads(), dz, dw, sums)  # fmt: skip
     return dz, dw, sums
 
 

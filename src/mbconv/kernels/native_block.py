@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from mbconv.kernels.native import DepthwiseShape, depthwise_shape, run
-from mbconv.kernels.parts import nothing, widths
+from mbconv.kernels.parts import nothing
 from mbconv.kernels.reference import ACTIVATIONS, Act, Geometry
-
-Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Parameters(NamedTuple):
@@ -69,12 +67,11 @@ def forward(
     """`block` of the map x [N, H, W, C]; `narrow`: the expansion's statistics by x's covariance."""
     (n, h, w, c), middle, out = x.shape, own.depthwise.shape[0], own.project.shape[0]
     oh, ow = own.place.output(h, w)
-    vector = {"dtype": torch.float32}
     e = nothing(x) if own.expand is None or lean else x.new_empty(n, h, w, middle)
     d, p, y = (x.new_empty(n, oh, ow, width) for width in (middle, out, out))
-    pooled = x.new_empty((0,) if own.gate[0] is None else (n, middle), **vector)
-    spread = x.new_empty((1 + c, c) if narrow and running is None else (0,), **vector)
-    taken = x.new_empty((0,) if running is not None else own.affine.shape, **vector)
+    pooled = x.new_empty((0,) if own.gate[0] is None else (n, middle), dtype=torch.float32)
+    spread = x.new_empty((1 + c, c) if narrow and running is None else (0,), dtype=torch.float32)
+    taken = x.new_empty((0,) if running is not None else own.affine.shape, dtype=torch.float32)
     statistics = taken if running is None else running.float().contiguous()
     block, kept = _block(x, own, (e, d, p, statistics, pooled, spread), running is not None)
     run("block", block, y)
@@ -90,7 +87,7 @@ def backward(
     statistics: Tensor,
     frozen: bool,
     need_dx: bool,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`block_backward`; grad [N, H', W', C'], `maps` are e, d, p, pooled and spread."""
     *convolved, pooled, spread = maps
     known = (*convolved, statistics.float().contiguous(), pooled, spread)
@@ -110,15 +107,14 @@ def backward(
     params = (own.expand, own.depthwise, own.project, own.affine)
     found = [nothing(x) if g is None or w is None else g.to(w.dtype)
              for g, w in zip(weights, params, strict=True)]  # fmt: skip
-    gate = [nothing(x) for _ in range(4)]
+    sums = [nothing(x)] * 4
     if squeezed:
-        sums = (inner.t() @ pooled, inner.sum(0), outer.t() @ hidden, outer.sum(0))
-        gate = [
-            s.view(w.shape).to(w.dtype)
-            for s, w in zip(sums, own.gate, strict=True)
-            if w is not None
-        ]
-    return (dx.permute(0, 3, 1, 2) if need_dx else nothing(x), *found, *gate)
+        sums = [inner.t() @ pooled, inner.sum(0), outer.t() @ hidden, outer.sum(0)]
+    gate = [nothing(x) if w is None else s.view(w.shape).to(w.dtype)
+            for s, w in zip(sums, own.gate, strict=True)]  # fmt: skip
+    dexpand, ddepthwise, dproject, daffine = found
+    dx = dx.permute(0, 3, 1, 2) if need_dx else dx
+    return dx, dexpand, ddepthwise, dproject, daffine, gate[0], gate[1], gate[2], gate[3]
 
 
 def _block(
@@ -131,9 +127,10 @@ def _block(
     kept = [x, *floats, *known]
     shape = depthwise_shape((n, h, w, middle), own.place)
     squeezed = 0 if own.gate[0] is None else own.gate[0].shape[0]
-    numbers = (c, own.project.shape[0], squeezed, x.dtype == torch.bfloat16,
-               ACTIVATIONS.index(own.act), ACTIVATIONS.index(own.gate_act),
-               own.gate_sigmoid != "sigmoid", frozen, own.residual, torch.get_num_threads())  # fmt: skip
+    kinds = (ACTIVATIONS.index(own.act), ACTIVATIONS.index(own.gate_act))
+    hard, half = own.gate_sigmoid != "sigmoid", x.dtype == torch.bfloat16
+    numbers = (c, own.project.shape[0], squeezed, half, *kinds, hard, frozen, own.residual,
+               torch.get_num_threads())  # fmt: skip
     return _Block(shape, *map(int, numbers), own.eps, *map(_address, kept)), kept
 
 

@@ -68,10 +68,11 @@ constexpr int EXPANSION = 2, DEPTHWISE = 1, PROJECTION = 0;  // convolutions bef
 // Runs of samples. What they are does not depend on the threads.
 class Parts {
   public:
-    // `bytes` of a sample's widest map
+    // `bytes` of a sample's widest map; the more samples a part has, the fewer sums are to be joined.
     Parts(int64_t samples, int64_t bytes, int threads) : samples(samples) {
-        const int64_t fit = std::max<int64_t>(1, CACHE / std::max<int64_t>(1, bytes));
-        size = std::min(fit, std::max<int64_t>(1, samples / LEAST));
+        int64_t wanted = 1;
+        while (wanted < LEAST || wanted * CACHE < samples * bytes) wanted *= 2;
+        size = (samples + wanted - 1) / wanted;
         many = count() >= threads;
         outer = many ? threads : 1;
         inner = many ? 1 : threads;
@@ -94,7 +95,7 @@ class Parts {
     int workers() const { return outer; }
 
   private:
-    static constexpr int64_t CACHE = 512 * 1024, LEAST = 8;
+    static constexpr int64_t CACHE = 1 << 20, LEAST = 4;
     int64_t samples;
     bool many;
     int outer;

@@ -4,18 +4,19 @@
 // torch has loaded: no compiler flag, no dependency of this library, and never a second pool.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 extern "C" {
 void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 int omp_get_thread_num(void);
-int omp_get_num_threads(void);
 }
 
 namespace mbconv {
 
-// f(task, thread) for each task of 0..tasks-1, in consecutive runs. What a task computes must not
-// depend on its thread: then results are the same bits for any number of threads.
+// f(task, thread) for each task of 0..tasks-1. Threads take the next few whenever they are free: two
+// cores are seldom equally fast for long. What a task computes must not depend on its thread: then
+// results are the same bits for any number of threads.
 template <class F>
 void parallel(int64_t tasks, int threads, F&& f) {
     if (tasks < threads) threads = static_cast<int>(tasks);
@@ -25,14 +26,15 @@ void parallel(int64_t tasks, int threads, F&& f) {
     }
     struct Work {
         F& f;
-        int64_t tasks;
-    } work{f, tasks};
+        int64_t tasks, few;
+        std::atomic<int64_t> next;
+    } work{f, tasks, 1 + tasks / (16 * threads), {0}};
     GOMP_parallel(
         [](void* data) {
             auto& w = *static_cast<Work*>(data);
-            const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-            for (int64_t t = w.tasks * me / all; t < w.tasks * (me + 1) / all; ++t)
-                w.f(t, static_cast<int>(me));
+            const int me = omp_get_thread_num();
+            for (int64_t t; (t = w.next.fetch_add(w.few, std::memory_order_relaxed)) < w.tasks;)
+                for (const int64_t end = t + w.few; t < end && t < w.tasks; ++t) w.f(t, me);
         },
         &work, threads, 0);
 }

@@ -8,6 +8,7 @@
 #include "weight_gradient.h"
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "pairs.h"
@@ -79,7 +80,8 @@ void strip_of(const float* narrow, const T* b, int64_t rows, int64_t m, int64_t 
         for (int64_t i = 0; i < m; ++i)
             for_vectors(own, STRIP, [&](int64_t j, auto lanes) {
                 float* const to = result + i * n + begin + j;
-                store(to, load(to, lanes) + load(&sums[i * STRIP + j], lanes), lanes);
+                const vec sum = load(&sums[i * STRIP + j], lanes);
+                store(to, first < FLUSH ? sum : load(to, lanes) + sum, lanes);
             });
         std::fill(sums.begin(), sums.end(), 0.0f);
     }
@@ -91,15 +93,14 @@ template <class T>
 void weight_gradient(const T* a, const T* b, int64_t rows, int64_t m, int64_t n, int threads,
                      float* sums) {
     const int64_t width = padded(m), tiles = (rows + TILE - 1) / TILE;
-    std::vector<float> narrow((rows + STEP<T> - 1) / STEP<T> * width);
+    const std::unique_ptr<float[]> narrow(new float[(rows + STEP<T> - 1) / STEP<T> * width]);
     parallel(tiles, threads, [&](int64_t tile, int) {
         const int64_t first = tile * TILE;
         copy_rows(a + first * m, std::min(TILE, rows - first), m, m, width,
                   &narrow[first / STEP<T> * width]);
     });
-    std::fill(sums, sums + m * n, 0.0f);
     parallel((n + STRIP - 1) / STRIP, threads, [&](int64_t strip, int) {
-        strip_of(narrow.data(), b, rows, m, n, strip * STRIP, sums);
+        strip_of(narrow.get(), b, rows, m, n, strip * STRIP, sums);
     });
 }
 
