@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the end of a step."""
+"""Ctrl-C and SIGTERM, by which schedulers end jobs, wait for the end of a step."""
 
 import signal
 import threading
@@ -18,8 +18,8 @@ class Stepping(Protocol):
 def interrupts_held(session: Stepping) -> Iterator[None]:
     """While the session steps, Ctrl-C waits for the step's end, so that no step is half done.
 
-    A second one does not wait. Only a program's main thread can ask for this; elsewhere nothing
-    changes.
+    So does SIGTERM. A second one does not wait. Only a program's main thread can ask for this;
+    elsewhere nothing changes.
     """
 
     def handle(number: int, frame: object) -> None:
@@ -30,8 +30,9 @@ def interrupts_held(session: Stepping) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

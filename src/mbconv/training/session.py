@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mbconv.runtime.predictor import Predictor
 from mbconv.training import folder, setup
 from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged, save_failed_step
+from mbconv.training.distributed import World
 from mbconv.training.head import start_head
 from mbconv.training.interrupt import interrupts_held
 from mbconv.training.loop import EpochStats, Trainer, epochs
@@ -48,15 +50,29 @@ class Session:
     recipe: Recipe
     trainer: Trainer
 
-    def __init__(self, path: Path, reporter: Reporter, on_epoch: OnEpoch | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        world: World,
+        quiet: bool = False,
+        on_epoch: OnEpoch | None = None,
+    ) -> None:
         self.path = path
-        self.reporter = reporter
+        self.world = world
+        self.reporter = Reporter(quiet or not world.first)
         self.on_epoch = on_epoch
         self.started = self.saved = time.perf_counter()
         self.next_step = 0
         self.stepping = False  # an interrupt waits for the end of the step
-        self.stop_asked = False
         self.best = 0.0  # validation accuracy
+
+    @property
+    def stop_asked(self) -> bool:
+        return self.world.asked
+
+    @stop_asked.setter
+    def stop_asked(self, asked: bool) -> None:
+        self.world.asked = asked
 
     # -- start ---------------------------------------------------------------------------------
 
@@ -79,7 +95,7 @@ class Session:
         self.dataset, found = setup.open_data(data, seed, self.reporter)
         torch.manual_seed(seed)  # of fresh weights, if only the classifier's
         network, pretrained = setup.make_model(model, self.dataset.classes)
-        self._announce(network, pretrained, str(model))
+        setup.announce(network, pretrained, str(model), self.reporter)
         if earlier:
             self.recipe = Recipe.from_dict(earlier["recipe"])
             machine = Machine.from_dict(earlier["machine"])
@@ -90,11 +106,14 @@ class Session:
             "data": self.dataset.source,
             "seed": seed,
             "budget_seconds": settings.budget,
+            "processes": self.world.size,
         } | folder.describe(network, self.recipe, machine)
         folder.write_data(self.path, self.dataset, found)
         self._make_trainer(network, machine)
         for line in setup.describe(network, self.recipe, machine):
             self.reporter.say(line)
+        if self.world.launched:
+            self.reporter.say(f"  {self.world.describe(self.recipe, machine)}")
         if settings.resolution is not None or not pretrained:  # else the recipe knows what it does
             setup.warn_of_small_maps(network, self.recipe, self.reporter)
         self.save()
@@ -108,7 +127,12 @@ class Session:
         self.recipe = Recipe.from_dict(self.config["recipe"])
         network = folder.network_of(self.config)
         network.labels = self.dataset.classes
-        self._make_trainer(network, Machine.from_dict(self.config["machine"]))
+        machine = Machine.from_dict(self.config["machine"])
+        if self.config.get("processes", 1) != self.world.size:
+            usual = plain_machine(machine.device, self.world.local_size)
+            machine = replace(machine, threads=usual.threads, workers=usual.workers)
+            self.reporter.say(f"  now {self.world.describe(self.recipe, machine)}")
+        self._make_trainer(network, machine)
         past, damaged = load_state(self.path, self.trainer)
         if damaged:
             self.reporter.say(
@@ -119,18 +143,18 @@ class Session:
         self.started -= past["seconds"]
         # Before the first step the head is fitted again, and its line written again.
         epochs_done = self.next_step * self.recipe.epochs // self.trainer.total
-        folder.keep_metrics(self.path, through=epochs_done if self.next_step else -1)
-        self.reporter.say(f"resuming {self.path} at step {self.next_step + 1}")
+        if self.world.first:
+            folder.keep_metrics(self.path, through=epochs_done if self.next_step else -1)
+        done = self.next_step == self.trainer.total
+        where = "behind its last step" if done else f"at step {self.next_step + 1}"
+        self.reporter.say(f"resuming {self.path} {where}")
 
-    def _announce(self, network: MBConvNet, pretrained: bool, name: str) -> None:
-        params = sum(p.numel() for p in network.parameters())
-        origin = "pretrained weights" if pretrained else "fresh weights"
-        self.reporter.say(f"model: {network.spec.name}, {params / 1e6:.2f}M parameters, {origin}")
-        if not pretrained:
-            self.reporter.say(
-                f"  {name} has no published weights here, so it learns from nothing: that takes "
-                "far more pictures and time than fine-tuning efficientnet_lite0.",
-                style="yellow",
+    def agree(self) -> None:
+        """Raise UserError unless all processes are at the same step."""
+        if len(set(self.world.gather(self.next_step))) > 1:
+            raise UserError(
+                f"The processes find different states in {self.path}: it must lie on storage that "
+                "all machines share."
             )
 
     def _choose(
@@ -143,21 +167,22 @@ class Session:
             return setup.choose_recipe(settings, resolution, sizes["train"], pretrained, epochs)
 
         recipe = make(resolution, settings.epochs)
-        machine = plain_machine(find_device(settings.device))
+        machine = plain_machine(find_device(settings.device), self.world.local_size)
         machine = setup.choose_machine(network, recipe, machine)
         if settings.budget is not None:
             left = settings.budget - (time.perf_counter() - self.started)
-            rate = setup.pixel_rate(recipe, machine)
+            rate = setup.pixel_rate(recipe, machine, self.world.size)
             recipe = setup.fit_budget(make, recipe, rate, left, sizes)
         return recipe, machine
 
     def _make_trainer(self, network: MBConvNet, machine: Machine) -> None:
+        self.world.check(self.recipe, machine)
         torch.set_num_threads(machine.threads)
         samples = self.dataset.splits["train"]
         total = total_steps(self.recipe, len(samples))
         counted = Counter(sample.label for sample in samples)
         counts = [counted[label] for label in range(len(self.dataset.classes))]
-        self.trainer = Trainer(network, self.recipe, machine, total, counts)
+        self.trainer = Trainer(network, self.recipe, machine, total, counts, self.world)
 
     # -- learn ---------------------------------------------------------------------------------
 
@@ -166,7 +191,7 @@ class Session:
         network, resolution = self.trainer.model, self.recipe.transfer.head_resolution
         begun, samples = time.perf_counter(), list(self.dataset.splits["train"])
         dtype = DTYPES[self.trainer.machine.frozen_dtype]
-        start_head(network, samples, self.recipe, self.reporter, dtype)
+        start_head(network, samples, self.recipe, self.reporter, dtype, self.world)
         self.trainer.ema.load_state_dict(network.state_dict())
         if resolution is None:
             return
@@ -185,10 +210,10 @@ class Session:
             def on_step(index: int, stats: EpochStats) -> None:
                 self.next_step = index + 1
                 within = (index + 1) % per_epoch > 0  # else the epoch is scored first
-                if self.stop_asked and within:
+                if self.world.stops and within:
                     raise KeyboardInterrupt
                 loss = stats.loss_sum / max(1, stats.pictures)
-                rate = stats.pictures / max(1e-9, stats.seconds)
+                rate = self.world.size * stats.pictures / max(1e-9, stats.seconds)
                 note = f"epoch {index // per_epoch + 1}  loss {loss:.3f}  {rate:.0f} img/s"
                 bar.update(index + 1, self.trainer.total, note)
                 if within and time.perf_counter() - self.saved > SAVE_EVERY:
@@ -201,12 +226,12 @@ class Session:
                     self.trainer, pictures, seed, start=self.next_step, on_step=on_step
                 ):
                     self._end_epoch(step, stats)
-                    if self.stop_asked:
+                    if self.world.stops:
                         raise KeyboardInterrupt
-                    if self._out_of_time(step, stats):
+                    if self.world.decide(self._out_of_time, step, stats):
                         break
             except Diverged as error:
-                kept = save_failed_step(self.path, error)
+                kept = self.world.decide(save_failed_step, self.path, error)
                 raise UserError(
                     f"{error} The step is kept in {kept}; see it layer by layer: mbconv replay "
                     f"{self.path}"
@@ -241,6 +266,8 @@ class Session:
     def save(self) -> None:
         """Write the state that `reopen` goes on from."""
         self.saved = time.perf_counter()
+        if not self.world.first:
+            return
         seconds = self.saved - self.started
         save_state(self.path, self.trainer, step=self.next_step, best=self.best, seconds=seconds)
 
@@ -252,9 +279,11 @@ class Session:
         line = {**line, "seconds": time.perf_counter() - self.started,
                 "val_raw": raw, "val_ema": averaged}  # fmt: skip
         line["kept"] = is_kept(averaged, self.best, len(self.dataset.splits["val"]))
+        self.best = max(self.best, averaged)
+        if not self.world.first:
+            return
         if line["kept"]:
             self._keep(line)
-        self.best = max(self.best, averaged)
         folder.add_metrics(self.path, line)
         self.reporter.metrics(line, self.recipe.epochs)
         if self.on_epoch is not None:
@@ -270,7 +299,7 @@ class Session:
         machine = self.trainer.machine
         dtype = DTYPES[machine.frozen_dtype]
         preprocessing = network.preprocessing.at(resolution)
-        return Predictor(network, dtype=dtype, preprocessing=preprocessing)
+        return self.world.predictor(network, dtype=dtype, preprocessing=preprocessing)
 
     def _keep(self, line: dict[str, Any]) -> None:
         network = self.trainer.ema
@@ -292,7 +321,13 @@ class Session:
         """Score the best network on the test split (else on val), write records and report."""
         network = load(self.path)
         split = "test" if "test" in self.dataset.splits else "val"
-        record = evaluate(network, self.dataset, split=split)
+        record = evaluate(self.world.predictor(network), self.dataset, split=split)
+        if self.world.first:
+            self._write_score(network, record, split)
+        self.world.wait()
+        return network, record
+
+    def _write_score(self, network: MBConvNet, record: Record, split: str) -> None:
         explain_mistakes(network, record, self.dataset)
         write_records(self.path / "evaluation.jsonl", [record])
         write_report(self.path)
@@ -304,7 +339,6 @@ class Session:
         )
         self.reporter.say(f"model:  {self.path / MODEL_FILE}")
         self.reporter.say(f"report: {self.path / 'report.html'}")
-        return network, record
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -319,6 +353,8 @@ class Session:
                     f"stopped after step {self.next_step} of {self.trainer.total}. Go on with:\n"
                     f"  mbconv train --resume {self.path}"
                 )
+                if self.world.stops:  # all of them, so the first may take its time to write
+                    self.world.wait()
             raise
 
 

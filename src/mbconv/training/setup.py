@@ -81,6 +81,19 @@ def make_model(model: "MBConvNet | str | Path", classes: tuple[str, ...]) -> tup
     return network, pretrained
 
 
+def announce(network: MBConvNet, pretrained: bool, name: str, reporter: Reporter) -> None:
+    """Say what learns, and that starting from nothing is slow."""
+    params = sum(p.numel() for p in network.parameters())
+    origin = "pretrained weights" if pretrained else "fresh weights"
+    reporter.say(f"model: {network.spec.name}, {params / 1e6:.2f}M parameters, {origin}")
+    if not pretrained:
+        reporter.say(
+            f"  {name} has no published weights here, so it learns from nothing: that takes "
+            "far more pictures and time than fine-tuning efficientnet_lite0.",
+            style="yellow",
+        )
+
+
 def choose_resolution(network: MBConvNet, found: Audit, wanted: int | None) -> int:
     """The network's own, or for smaller pictures theirs, to a multiple of 32, at least 96."""
     if wanted is not None:
@@ -130,11 +143,11 @@ def choose_machine(network: MBConvNet, recipe: Recipe, machine: Machine) -> Mach
 LOADED = 1.35
 
 
-def pixel_rate(recipe: Recipe, machine: Machine) -> float:
-    """Training pixels a second, from the trials of `choose_machine`."""
+def pixel_rate(recipe: Recipe, machine: Machine, processes: int = 1) -> float:
+    """Training pixels a second of all processes, from the trials of `choose_machine` in one."""
     seconds: float = min(trial["ms_per_step"] for trial in machine.trials) / 1000
     pixels = min(16, recipe.batch_size) * recipe.phases[0].resolution ** 2
-    return float(pixels / seconds / LOADED)
+    return float(processes * pixels / seconds / LOADED)
 
 
 def fit_budget(
