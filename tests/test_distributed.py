@@ -1,9 +1,5 @@
 """Several processes: a step is that of one process with the whole batch."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,32 +7,19 @@ import torch
 from torch.testing import assert_close
 
 import shares
+from launch import TESTS, ended, torchrun
 from mbconv import kernels
 from mbconv.data.loader import Batch
 from mbconv.training.distributed import World
 from shares import CASES, PICTURES, Tensors
-
-TESTS = Path(__file__).parent
-
-
-def torchrun(*arguments: object, processes: int = 2, **options: Any) -> "subprocess.Popen[str]":
-    """A launcher with so many processes and these arguments, its output piped."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
-    environment.pop("OMP_NUM_THREADS", None)
-    return subprocess.Popen(
-        [*command, *map(str, arguments)], text=True, env=environment | options,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What `shares.everything` gives in each of 2 or 3 processes."""
     file = tmp_path_factory.mktemp("shares") / "found.pt"
-    process = torchrun("--standalone", TESTS / "shares.py", file, processes=request.param)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    code, _, errors = ended(torchrun(TESTS / "shares.py", file, processes=request.param))
+    assert code == 0, errors
     return torch.load(file)
 
 

@@ -39,7 +39,8 @@ def train(data: str | None, resume: Path | None, data_root: Path | None, **optio
 
     Audits the pictures, fine-tunes, scores on held-out pictures, writes a report.
 
-    On several GPUs or machines (docs/cluster.md): torchrun --nproc-per-node 8 -m mbconv train ...
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m mbconv train ...; started again,
+    the same command goes on with the run that it has begun.
     """
     if (data is None) == (resume is None):
         raise click.UsageError("Give a folder of pictures or other DATA, or --resume and a run.")

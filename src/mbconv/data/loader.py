@@ -4,7 +4,7 @@ Each picture's randomness is seeded by (seed, epoch, picture), so that a batch d
 the number of workers and a resumed run sees what the uninterrupted one would have seen.
 """
 
-import signal
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -85,15 +85,15 @@ def training_batches(
         collate_fn=pictures.collate,
         generator=torch.Generator(),  # its draw would disturb the global one
         prefetch_factor=ahead if workers else None,
-        worker_init_fn=_outlast_signals,
+        worker_init_fn=_apart,
     )
     return iter(loader)
 
 
-def _outlast_signals(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the workers too; the trainer still finishes its step.
+def _apart(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM go to whole process groups; the trainer finishes its step.
 
-    They end when it does.
+    For that it needs its workers; they end when it does.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()

@@ -17,8 +17,10 @@ def stem_and_stages(model: MBConvNet, x: Tensor, frozen: int) -> Tensor:
     Gradients, random draws and running statistics are those of the plain call, bit for bit; what
     is kept for backward is the input of each block (Chen et al. 2016, arXiv 1604.06174).
     """
-    parts = [] if frozen else [model.stem]
-    for part in [*parts, *(block for stage in model.stages[frozen:] for block in stage)]:
+    parts: list[nn.Module] = [] if frozen else [model.stem]
+    for stage in model.stages[frozen:]:
+        parts += stage.children()
+    for part in parts:
         x = checkpoint(part, x, use_reentrant=False, context_fn=partial(_contexts, part))
     return x
 

@@ -7,11 +7,13 @@ CPUs, NCCL between GPUs. The first one measures, decides, prints and writes.
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -27,6 +29,7 @@ from mbconv.training.recipe import Recipe
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=6)  # of processes that wait while the first one audits the pictures
+ASSEMBLY = 1800.0  # seconds until all must have come
 
 
 class Lost(UserError):
@@ -178,11 +181,10 @@ def talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
         raise Lost(
-            f"Another process of this run has ended, or cannot be reached ({reason}). If it gave "
-            "no reason, the system killed it: memory is the usual one. torchrun --max-restarts 3 "
-            "goes on by itself from the last state."
+            "Another process of this run has ended or cannot be reached. If it gave no reason, the "
+            "system killed it, mostly for memory. With torchrun --max-restarts 3 all start again "
+            "from the last state."
         ) from error
 
 
@@ -232,7 +234,36 @@ def _join() -> World:
     if local < torch.cuda.device_count():
         torch.cuda.set_device(local)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-    store = PrefixStore("mbconv", store)
-    dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=size)
+    with talking():
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        store = _unused_part(store, rank, size)
+        dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=size)
     return World(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), True, store=store)
+
+
+def _unused_part(store: Any, rank: int, size: int) -> Any:
+    """A part of the launcher's store that no earlier start of the job has written to.
+
+    torchrun keeps its store when it starts workers again, with the dead ones' addresses in it,
+    and counts restarts on each machine for itself. So the first process names a part to each
+    of the others, which prove by a word of their own that they are not of an earlier start.
+    """
+    word = uuid4().hex
+    if rank > 0:
+        store.set(f"hello/{rank}", word)
+        part = store.get(f"welcome/{word}").decode()
+        store.set(f"ready/{part}/{rank}", "")
+        return PrefixStore(part, store)
+    deadline = time.monotonic() + ASSEMBLY
+    for other in range(1, size):
+        answered = ""
+        while not store.check([f"ready/{word}/{other}"]):
+            if store.check([f"hello/{other}"]):
+                heard = store.get(f"hello/{other}").decode()
+                if heard != answered:
+                    store.set(f"welcome/{heard}", word)
+                    answered = heard
+            if time.monotonic() > deadline:
+                raise Lost(f"Process {other + 1} of {size} has not come within half an hour.")
+            time.sleep(0.01)
+    return PrefixStore(word, store)

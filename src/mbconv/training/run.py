@@ -55,7 +55,7 @@ def train(
     after each epoch, in the first of several processes. `started` is the time on
     `time.perf_counter` that the budget counts from, by default now.
 
-    Under torchrun its processes train together (docs/cluster.md), and a run that the same command
+    Under torchrun its processes train together, and a run that the same command
     has begun goes on. Raises UserError for everything that the user can mend. Ctrl-C leaves a run
     that `resume` continues.
     """
