@@ -25,6 +25,7 @@ STOREYS = (
     ("report",),  # no storey between it and `arch` may be imported: see below
     ("training",),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

@@ -131,7 +131,7 @@ def _refuse_beside(flag: str, why: str, but: tuple[str, ...] = ()) -> None:
             raise click.UsageError(f"--{shown} has no effect beside {flag}: {why}.")
 
 
-def _free_folder(data: str, again: bool) -> Path:
+def _free_folder(data: str, again: bool = False) -> Path:
     """runs/<name of the data>, with a number behind it where that is taken.
 
     `again`: processes may be started again, and are to find the run that they have begun.
