@@ -77,6 +77,7 @@ def test_two_machines_end_where_one_process_does(
     assert scores[0]["value"] == scores[1]["value"]
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed_and_the_job_goes_on(folder: Path, undisturbed: Path) -> None:
     run = folder / "killed"
     code, output, errors = ended(torchrun("--max-restarts", 1, WORKER, folder, run, "kill"))
@@ -87,6 +88,7 @@ def test_a_worker_is_killed_and_the_job_goes_on(folder: Path, undisturbed: Path)
     assert tensor_hash(weights(run)) == tensor_hash(weights(undisturbed))
 
 
+@pytest.mark.slow
 def test_an_error_ends_all_with_one_sentence_and_more_processes_go_on(
     folder: Path, undisturbed: Path
 ) -> None:
