@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 KERAS := .venv-keras
 
-.PHONY: demo test test-all test-keras check bench bench-kernels clean
+.PHONY: demo test test-all test-keras check bench bench-kernels bench-data clean
 
 KERNELS := $(wildcard src/mbconv/kernels/native/*.cpp src/mbconv/kernels/native/*.h)
 
@@ -43,6 +43,9 @@ bench-kernels: $(READY)  ## Training steps against timm and ResNet-50, memory ke
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/train_step.py --memory
 	$(BIN)/python benchmarks/kernels.py
+
+bench-data: $(READY)  ## Pictures a second from JPEGs against torchvision and timm; two minutes
+	$(BIN)/python benchmarks/data.py $(MBCONV_DATA)/clothing
 
 clean:
 	rm -rf $(VENV) $(KERAS) build dist *.egg-info src/mbconv/kernels/native/*.so

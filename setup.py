@@ -22,11 +22,30 @@ FLAGS = [
     "-fno-math-errno", "-fno-trapping-math",
 ]  # fmt: skip
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"]
-X86 = {
-    "avx512_bf16": [*AVX512, "-mavx512bf16"],
-    "avx512": AVX512,
-    "avx2": ["-mavx2", "-mfma"],
+SETS: dict[str, dict[str, list[str]]] = {  # by the processor's family
+    "x86_64": {
+        "avx512_bf16": [*AVX512, "-mavx512bf16"],
+        "avx512": AVX512,
+        "avx2": ["-mavx2", "-mfma"],
+        "generic": [],
+    },
+    "aarch64": {"neon": ["-march=armv8-a"]},
 }
+
+
+def find_compiler() -> str | None:
+    """CXX, which may be a cross compiler, or what the system has."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+
+
+def family() -> str:
+    """The processors that the compiler compiles for: x86_64, aarch64 or another."""
+    try:
+        asked = [*(find_compiler() or "").split(), "-dumpmachine"]
+        triple = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return platform.machine()
+    return triple.partition("-")[0]
 
 
 class BuildKernels(build_ext):
@@ -40,7 +59,7 @@ class BuildKernels(build_ext):
         return str(Path(*fullname.split("."))) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
-        compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+        compiler = find_compiler()
         if compiler is None:
             raise CompileError("no C++ compiler: set CXX, or install g++ or clang")
         target = Path(self.get_ext_fullpath(ext.name))
@@ -63,7 +82,7 @@ class AnyPython(bdist_wheel):
 def kernels() -> list[Extension]:
     if sys.platform != "linux":
         return []
-    sets = {**(X86 if platform.machine() in ("x86_64", "AMD64") else {}), "generic": []}
+    sets = SETS.get(family(), {"generic": []})
     sources = sorted(str(path) for path in Path(FOLDER).glob("*.cpp"))
     headers = sorted(str(path) for path in Path(FOLDER).glob("*.h"))
     return [

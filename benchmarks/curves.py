@@ -23,9 +23,9 @@ from mbconv import kernels
 from mbconv.data.decode import decode
 from mbconv.data.source import Sample, scan
 from mbconv.data.transform import normalise, prepare
+from mbconv.measure.memory import keep_freed_memory
 from mbconv.preprocessing import Preprocessing
 from mbconv.record import Record, write_records
-from mbconv.training.machine import keep_freed_memory
 
 SIDE, MARGIN, BATCH = 112, 16, 32  # px, px that a crop may move, pictures
 SIDES: dict[str, tuple[kernels.Mode, bool, int]] = {  # kernels, bfloat16, added to the seed

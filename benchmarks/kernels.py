@@ -9,8 +9,6 @@ ceiling does not bind. Arithmetic of norms and activations is not counted.
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 import mbconv
 from mbconv.kernels import native
 from mbconv.kernels.reference import ACTIVATIONS, Geometry
+from mbconv.measure.ceilings import ceilings, seconds
 from mbconv.record import Record, write_records
 
 CACHE = 32 * 2**20
@@ -33,23 +32,6 @@ class Case:
     call: Callable[[], object]
     bytes: float
     flops: float
-
-
-def seconds(call: Callable[[], object], repeats: int = 7) -> float:
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def ceilings() -> tuple[float, float]:
-    """Bytes and float32 operations a second."""
-    x, y = torch.zeros(2, 2**26)
-    a = torch.randn(2048, 2048)
-    return 2 * 4 * x.numel() / seconds(lambda: y.copy_(x)), 2 * 2048**3 / seconds(lambda: a @ a)
 
 
 def shapes(model: str, resolution: int) -> Iterator[tuple[str, int, int, int, int]]:
@@ -107,8 +89,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    bandwidth, arithmetic = ceilings()
-    print(f"copy {bandwidth / 1e9:.1f} GB/s, float32 product {arithmetic / 1e9:.0f} GFLOP/s, "
+    most = ceilings()
+    print(f"copy {most.bandwidth / 1e9:.1f} GB/s, float32 product "
+          f"{most.arithmetic / 1e9:.0f} GFLOP/s, "
           f"{native.library()[1]}, {torch.get_num_threads()} threads")  # fmt: skip
     records, totals = [], dict[str, float]()
     for shape in shapes(args.model, args.resolution):
@@ -116,14 +99,14 @@ def main() -> None:
             if args.only not in case.name:
                 continue
             taken = seconds(case.call)
-            floor = max(case.bytes / bandwidth, case.flops / arithmetic)
+            floor = most.floor(case.bytes, case.flops)
             kind = case.name.split(" ", 5)[-1]
             totals[kind] = totals.get(kind, 0) + taken
             print(f"{case.name:40} {1e3 * taken:7.2f} ms {case.bytes / taken / 1e9:6.1f} GB/s "
                   f"{case.flops / taken / 1e9:6.1f} GFLOP/s {floor / taken:5.0%} of floor",
                   flush=True)  # fmt: skip
             detail = {"bytes": case.bytes, "flops": case.flops, "floor": floor,
-                      "bandwidth": bandwidth, "arithmetic": arithmetic}  # fmt: skip
+                      "bandwidth": most.bandwidth, "arithmetic": most.arithmetic}  # fmt: skip
             records.append(Record(name=case.name, value=taken, unit="s", detail=detail))
     if args.out:
         write_records(args.out, records)

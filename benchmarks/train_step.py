@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,12 @@ from torch import Tensor, nn
 
 import mbconv
 from mbconv import kernels
+from mbconv.measure.memory import keep_freed_memory
 from mbconv.record import Record, write_records
-from mbconv.training.machine import keep_freed_memory
 
 MIB = 2**20
 CLASSES = 1000
+PEERS = ("timm", "resnet50")
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,11 @@ class Contestant:
             import timm
 
             spec = mbconv.get_spec(model)
+            known = timm.is_model(model)  # some it has with TensorFlow's padding only
             network = timm.create_model(
-                model, drop_rate=spec.dropout, drop_path_rate=spec.drop_path
+                model if known else f"tf_{model}",
+                drop_rate=spec.dropout,
+                drop_path_rate=spec.drop_path,
             )
         else:
             import torchvision
@@ -89,7 +93,7 @@ class Contestant:
 
 def stepper(contestant: Contestant, model: str, batch: int, resolution: int) -> Callable[[], None]:
     network = contestant.build(model)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=True)
     call = torch.compile(network) if contestant.compiled else network
     x, target = contestant.pictures(batch, resolution), torch.randint(0, CLASSES, (batch,))
 
@@ -102,19 +106,18 @@ def stepper(contestant: Contestant, model: str, batch: int, resolution: int) -> 
     return step
 
 
-def contestants(compiled: bool) -> list[Contestant]:
+def contestants(compiled: bool, peers: Sequence[str] = PEERS) -> list[Contestant]:
     ours = [Contestant("mbconv", memory="normal"), Contestant("mbconv", memory="lean"),
             Contestant("mbconv", bf16=False, memory="normal")]  # fmt: skip
     ways = itertools.product((True, False), (True, False), (False, True) if compiled else (False,))
     options = list(ways)
-    peers = [Contestant(n, *option) for n in ("timm", "resnet50") for option in options]
-    return ours + peers
+    return ours + [Contestant(name, *option) for name in peers for option in options]
 
 
 def run_rounds(args: argparse.Namespace) -> dict[Contestant, list[float]]:
     """Seconds a step, a figure a round: the median of a round's steps."""
     steps = {c: stepper(c, args.model, args.batch, args.resolution)
-             for c in contestants(args.compile)}  # fmt: skip
+             for c in contestants(args.compile, args.peers)}  # fmt: skip
     for step in steps.values():
         step()
     seconds: dict[Contestant, list[float]] = {c: [] for c in steps}
@@ -144,7 +147,7 @@ def compare(seconds: dict[Contestant, list[float]], args: argparse.Namespace) ->
     for contestant, values in seconds.items():
         figure(contestant.name, [args.batch / s for s in values], "img/s")
     ours = [c for c in seconds if c.memory is not None]
-    for own, peer in itertools.product(ours, ("timm", "resnet50")):
+    for own, peer in itertools.product(ours, args.peers):
         rivals = [c for c in seconds if c.network == peer and (own.bf16 or not c.bf16)]
         best = min(rivals, key=lambda c: statistics.median(seconds[c]))
         ratios = [theirs / mine for mine, theirs in zip(seconds[own], seconds[best], strict=True)]
@@ -217,6 +220,7 @@ def measure_memory(args: argparse.Namespace) -> list[Record]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="efficientnet_b0")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--resolution", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)

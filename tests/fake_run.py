@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mbconv.arch.zoo import get_spec
+from mbconv.interval import answers
 from mbconv.record import Record, environment
 
 CLOTHES = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt",
@@ -94,6 +95,7 @@ def evaluation(
         "majority": {"label": classes[top], "value": most / n},
         "unreadable": [{"path": "test/hat/broken.jpg", "reason": "the file ends too early"}],
         "mistakes": mistakes,
+        "answers": answers((f"{classes[true[i]]}: {i}.jpg", bool(right[i])) for i in range(n)),
         "split": split,
     }
     score = wilson(int(right.sum()), n)
@@ -151,6 +153,7 @@ def fake_run(
     pictures: Sequence[tuple[str, str]] = (),
     root: str = "photos/clothing",
     interrupted: bool = False,
+    pretrained: bool = True,
     broken_loss: bool = False,
 ) -> Path:
     """A run folder with the files that training writes, of simulated figures."""
@@ -160,6 +163,7 @@ def fake_run(
         "command": f"mbconv train {root} --out {folder}", "model": "efficientnet_lite0",
         "spec": spec.to_dict(), "spec_name": "efficientnet_lite0", "data": root,
         "recipe": {"optimizer": "adamw", "lr": 1e-3, "ema": 0.99, "label_smoothing": 0.1},
+        "base": {} if pretrained else None,
         "seed": 0, "epochs": epochs, "resolution": 160, "batch_size": 32, "budget_seconds": 300,
         "machine": {"device": "cpu", "dtype": "bfloat16", "memory_format": "channels_last",
                     "threads": 2,

@@ -9,7 +9,8 @@ from PIL import Image
 from mbconv.arch.block import Block
 from mbconv.arch.spec import Spec, Stage
 from mbconv.nn.model import build
-from mbconv.weights.file import save
+from mbconv.weights.file import save, tensor_hash
+from mbconv.weights.model import load
 
 SMALL = Spec(
     name="small",
@@ -42,3 +43,8 @@ def write_model(path: Path, spec: Spec = SMALL) -> Path:
     torch.manual_seed(0)
     save(build(spec), path)
     return path
+
+
+def weights(run: Path) -> str:
+    """A hash of the network that a run has kept."""
+    return tensor_hash(load(run).state_dict())

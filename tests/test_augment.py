@@ -14,8 +14,12 @@ from mbconv.errors import UserError
 
 
 def drawn(seed: int, phase: float | None = None, **fields: Any) -> Image.Image:
+    picture = photo(0, 48, 48)
+    transform = pipeline(Augmentation(**fields), phase)
+    if transform is None:
+        return picture
     torch.manual_seed(seed)
-    result = pipeline(Augmentation(**fields), 48, phase)(photo(0))
+    result = transform(picture)
     assert isinstance(result, Image.Image)
     assert result.size == (48, 48)
     return result
@@ -44,7 +48,7 @@ def test_magnitude_is_strength_and_a_phases_own_comes_first() -> None:
     assert distance(1) < distance(9)
     weak = drawn(3, policy="randaugment", magnitude=2)
     assert same(drawn(3, 2, policy="randaugment", magnitude=9), weak)
-    transform = pipeline(Augmentation(policy="randaugment", magnitude=10), 48, None)
+    transform = pipeline(Augmentation(policy="randaugment", magnitude=10), None)
     assert "magnitude=30" in repr(transform)  # torchvision's strongest of 0 to 30
 
 

@@ -27,9 +27,8 @@ from mbconv.runtime.predictor import Predictor
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import Machine
 from mbconv.training.recipe import Optimizer, Phase, Recipe
-from mbconv.weights.file import tensor_hash
 from packed import write_csv, write_folder, write_shards, write_tar
-from small import SMALL, write_classes, write_model
+from small import SMALL, weights, write_classes, write_model
 
 
 def as_table(root: Path) -> Path:
@@ -149,10 +148,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "mbconv.training.setup.choose_machine", lambda *_: Machine(threads=1, workers=0)
     )
-
-
-def weights(run: Path) -> str:
-    return tensor_hash(mbconv.load(run).state_dict())
 
 
 def test_a_packed_folder_trains_as_the_folder(quick: None, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from click.testing import CliRunner
 from mbconv.arch.zoo import get_spec
 from mbconv.cli import main
 from mbconv.errors import UserError
+from mbconv.measure.memory import available_memory, fitted_line
 from mbconv.report.fit_batch import fit_batch_lines
 from mbconv.training import fit_batch as module
-from mbconv.training.fit_batch import Fit, available_memory, fit_batch, fitted_line
+from mbconv.training.fit_batch import Fit, fit_batch
 
 MIB = 2**20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
@@ -54,12 +55,10 @@ def test_what_goes_wrong_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     done = CliRunner().invoke(main, ["fit-batch", "no_such_network"])
     assert done.exit_code == 2
     assert "no_such_network" in done.output
-    monkeypatch.setattr(module, "_CHILD", "print(7)")
+    monkeypatch.setattr(module, "run_child", lambda entry, request: 7)
     with pytest.raises(UserError, match="did not grow"):
         fit_batch("efficientnet_lite0")
-    monkeypatch.setattr(
-        module, "_CHILD", "import json, sys; print(json.loads(sys.argv[1])['size'] * 2**30 + 5)"
-    )
+    monkeypatch.setattr(module, "run_child", lambda entry, request: request["size"] * 2**30 + 5)
     done = CliRunner().invoke(main, ["fit-batch", "efficientnet_lite0", "--json"])
     found = json.loads(done.output)
     assert found["per_picture"] == pytest.approx(2**30)

@@ -98,6 +98,17 @@ def test_formula_on_a_real_network(pooling: str) -> None:
     np.testing.assert_allclose(heat, cam / cam.max(), atol=1e-3)
 
 
+def test_a_hidden_layer_behind_the_pooling_is_gone_through() -> None:
+    """MobileNetV3's classifier does not fit the pooled maps themselves."""
+    torch.manual_seed(0)
+    model = build(small_spec().replace(head_hidden=7)).eval()
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for class_index in range(2):
+        heat = grad_cam(model, pixels, class_index)
+        assert heat.shape == (model.preprocessing.resolution,) * 2
+        assert np.isfinite(heat).all()
+
+
 def test_the_network_is_left_as_it_was() -> None:
     model = build(small_spec()).train()
     model.preprocessing = Preprocessing(resolution=32, resize=32)

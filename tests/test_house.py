@@ -14,7 +14,7 @@ PACKAGE = Path(mbconv.__file__).parent
 STOREYS = (
     ("errors",),
     ("files",),
-    ("record", "preprocessing"),
+    ("record", "preprocessing", "interval"),
     ("arch",),
     ("kernels",),
     ("nn",),
@@ -22,8 +22,10 @@ STOREYS = (
     ("data",),
     ("runtime",),
     ("measure",),
+    ("growing",),
     ("report",),  # no storey between it and `arch` may be imported: see below
     ("training",),
+    ("export",),
     ("cli",),
     ("__main__",),
 )
@@ -53,7 +55,7 @@ def test_a_storey_imports_only_those_below(path: Path) -> None:
     for other in imported_storeys(path):
         assert other == own or LEVEL[other] < LEVEL[own], f"{own} imports {other}"
     if own == "report":
-        assert imported_storeys(path) <= {"errors", "files", "record", "arch", "report"}
+        assert imported_storeys(path) <= {"errors", "files", "record", "interval", "arch", "report"}
 
 
 def test_public_names() -> None:
@@ -74,7 +76,9 @@ def test_public_names() -> None:
         "cost",
         "create_model",
         "evaluate",
+        "export_model",
         "get_spec",
+        "grow",
         "list_specs",
         "load",
         "push_to_hub",
@@ -101,7 +105,11 @@ def test_public_names() -> None:
         "from mbconv.cli import main; main(['info', 'efficientnet_b0'], standalone_mode=False)",
         "from mbconv.cli import main; main(['info', 'timm:mnasnet_100'], standalone_mode=False)",
         "import mbconv.report.run",
+        "from mbconv.cli import main; main(['grow', 'efficientnet_b0', '--to', 'efficientnet_b1', "
+        "'--plan'], standalone_mode=False)",
         "from mbconv.cli import main; main(['recipe', 'list'], standalone_mode=False)",
+        "from mbconv.cli import main; main(['runs', '.'], standalone_mode=False)",
+        "import mbconv.report.comparison",
         "from mbconv.cli import main; main(['recipe', 'show', 'scratch'], standalone_mode=False)",
     ],
 )
@@ -114,7 +122,15 @@ def test_torch_stays_unimported(code: str) -> None:
 
 def test_the_storeys_on_the_ground_import_no_torch() -> None:
     for path in MODULES:
-        if storey(path) in {"errors", "files", "record", "preprocessing", "arch", "report"}:
+        if storey(path) in {
+            "errors",
+            "files",
+            "record",
+            "preprocessing",
+            "interval",
+            "arch",
+            "report",
+        }:
             text = path.read_text(encoding="utf-8")
             assert "import torch" not in text, path
             assert "from torch" not in text, path

@@ -3,10 +3,12 @@
 import ctypes
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mbconv.kernels import native, reference
@@ -217,11 +219,57 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype) -> None:
         assert statistics is not None
         backward = native.depthwise_backward(x, y, norm, "silu", weight, geometry)
         sums, _ = native.reduce(x, x, norm, "silu", gated=True)
-        seen.append((y, *statistics, *backward, sums, *native.moments(x), native.covariance(x)))
+        seen.append((y, *statistics, *backward, sums, native.moments(x), native.covariance(x)))
     torch.set_num_threads(before)
     for other in seen[1:]:
         for a, b in zip(seen[0], other, strict=True):
             assert torch.equal(a, b)
+
+
+@given(
+    st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(*[st.floats(0, 1)] * 4),
+    st.booleans(),
+)
+def test_resampling_is_that_of_a_triangle(
+    whole: tuple[int, int], size: tuple[int, int], cut: tuple[float, ...], mirrored: bool
+) -> None:
+    """Any part, fractions of pixels too: the formula in float64, to half a level."""
+    pixels = np.random.default_rng(whole).integers(0, 256, (*whole, 3), dtype=np.uint8)
+    edges = []
+    for length, (a, b) in zip(whole, (cut[:2], cut[2:]), strict=True):
+        low, high = sorted((a * length, b * length))
+        low = min(low, length - 0.25)
+        edges.append((low, max(high, low + 0.25)))
+    (top, bottom), (left, right) = edges
+    found = native.resample(pixels, (left, top, right, bottom), size, mirrored)
+    rows, columns = (triangle(*e, n) for e, n in zip(edges, size, strict=True))
+    rows = np.pad(rows, ((0, 0), (0, whole[0] - rows.shape[1])))
+    columns = np.pad(columns, ((0, 0), (0, whole[1] - columns.shape[1])))
+    exact = np.einsum("ih,hwc,jw->ijc", rows, pixels.astype(float), columns)
+    exact = exact[:, ::-1] if mirrored else exact
+    assert np.abs(found - exact).max() < 0.501
+
+
+def triangle(start: float, end: float, count: int) -> NDArray[np.float64]:
+    """[count, ceil(end)]: weights of the pixels for each of `count` equal parts of start..end."""
+    scale = (end - start) / count
+    middles = start + scale * (np.arange(count) + 0.5)
+    pixels = np.arange(int(np.ceil(end)))
+    weights = 1 - np.abs(pixels + 0.5 - middles[:, None]) / max(scale, 1)
+    weights = np.where(pixels >= int(start), weights.clip(0), 0)
+    return np.asarray(weights / weights.sum(1, keepdims=True))
+
+
+def test_resampling_refuses_what_lies_outside() -> None:
+    pixels = np.zeros((4, 5, 3), np.uint8)
+    for box in ((0, 0, 5.1, 4), (-0.1, 0, 5, 4), (0, 2, 5, 2), (0, 0, 5, 4.5)):
+        with pytest.raises(AssertionError):
+            native.resample(pixels, box, (2, 2))
+    for wrong in (pixels[:, ::2], pixels.astype(np.int8), pixels[..., :2]):
+        with pytest.raises(AssertionError):
+            native.resample(wrong, (0, 0, 2, 2), (2, 2))
 
 
 def test_kernels_of_another_version_are_not_called(monkeypatch: pytest.MonkeyPatch) -> None:

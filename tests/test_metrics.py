@@ -18,6 +18,7 @@ from mbconv.arch.block import Block
 from mbconv.arch.spec import Spec, Stage
 from mbconv.data.source import Sample, scan
 from mbconv.errors import UserError
+from mbconv.interval import wilson
 from mbconv.measure.accuracy import collect, evaluate, summarize
 from mbconv.measure.metrics import (
     balanced_accuracy,
@@ -27,7 +28,6 @@ from mbconv.measure.metrics import (
     hits,
     per_class,
     softmax,
-    wilson,
 )
 from mbconv.nn.model import MBConvNet
 from mbconv.preprocessing import Preprocessing

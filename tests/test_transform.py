@@ -7,6 +7,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from images import Pixels, photo
+from mbconv import kernels
 from mbconv.data.transform import normalise, prepare
 from mbconv.preprocessing import Preprocessing
 
@@ -75,3 +76,22 @@ def test_normalise_on_127_and_128() -> None:
     out = normalise(batch, preprocessing)
     expected = (torch.arange(256.0).view(16, 16) - 127) / 128
     assert torch.allclose(out[0, 2], expected, atol=1e-6)
+
+
+@pytest.mark.skipif(not kernels.native_pictures(), reason="the install found no compiler")
+def test_normalising_in_one_pass_gives_the_same_bits() -> None:
+    """Evaluation uses it too: not even the last place may differ."""
+    every = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
+    noise = torch.randint(0, 256, (5, 9, 14, 3), dtype=torch.uint8)
+    for mean, std in (
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ((127 / 255,) * 3, (0.3,) * 3),
+    ):
+        preprocessing = Preprocessing(resolution=16, mean=mean, std=std)
+        for batch in (every, noise, noise[:0], noise[1:4], noise.transpose(1, 2), noise[:, ::2]):
+            ours = normalise(batch, preprocessing)
+            kernels.use("plain")
+            plain = normalise(batch, preprocessing)
+            kernels.use("auto")
+            assert torch.equal(ours, plain)
+            assert ours.is_contiguous(memory_format=torch.channels_last)

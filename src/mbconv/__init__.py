@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mbconv.arch.spec import Spec, Stage
     from mbconv.arch.zoo import get_spec, list_specs
     from mbconv.errors import UserError
+    from mbconv.export.run import export_model
+    from mbconv.growing.transfer import grow
     from mbconv.measure.accuracy import evaluate
     from mbconv.nn.encoder import Encoder
     from mbconv.nn.model import MBConvNet, build
@@ -42,7 +44,9 @@ _HOME = {
     "cost": "arch.cost",
     "create_model": "weights.model",
     "evaluate": "measure.accuracy",
+    "export_model": "export.run",
     "get_spec": "arch.zoo",
+    "grow": "growing.transfer",
     "list_specs": "arch.zoo",
     "load": "weights.model",
     "push_to_hub": "weights.hub",
@@ -71,7 +75,9 @@ __all__ = [
     "cost",
     "create_model",
     "evaluate",
+    "export_model",
     "get_spec",
+    "grow",
     "list_specs",
     "load",
     "push_to_hub",

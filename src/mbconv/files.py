@@ -58,7 +58,58 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file `path`; the system frees it when the process ends, however it ends.
+
+    Raises UserError with the sentence `busy` where somebody else holds it, or where it cannot be
+    written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=2)  # `is_locked` elsewhere holds it for a moment
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(busy) from error
+    except OSError as error:
+        raise _as_user_error(error, path) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file `path`; where that cannot be asked: no."""
+    if not path.exists():
+        return False
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
+
+
+def check_writable(folder: Path) -> None:
+    """UserError unless `folder` can be written to, or be made where it is not there yet."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise _as_user_error(NotADirectoryError(errno.ENOTDIR, f"{there} is a file"), folder)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _as_user_error(PermissionError(errno.EACCES, f"no permission in {there}"), folder)
+
+
 def _as_user_error(error: OSError, path: Path) -> UserError:
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return UserError(f"The disk is full: {path} was not written. Free some space and go on.")
     return UserError(f"Cannot write {path}: {error.strerror or error}. Choose another place.")

@@ -27,7 +27,7 @@ def command_line() -> str:
 def environment() -> dict[str, Any]:
     """Hardware and software versions of this process; cheap, imports nothing heavy."""
     versions = {"python": platform.python_version()}
-    for package in ("mbconv", "torch", "torchvision", "pillow", "numpy"):
+    for package in ("mbconv", "torch", "torchvision", "timm", "pillow", "numpy"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -1,6 +1,29 @@
 """The command line: parse, import lazily, call one function. Nothing here imports torch."""
 
-from mbconv.cli import classifier, data, machine, networks, training, weights
+from mbconv.cli import (
+    bench,
+    classifier,
+    data,
+    export,
+    growing,
+    machine,
+    networks,
+    runs,
+    training,
+    weights,
+)
 from mbconv.cli.base import main
 
-__all__ = ["classifier", "data", "machine", "main", "networks", "training", "weights"]
+__all__ = [
+    "bench",
+    "classifier",
+    "data",
+    "export",
+    "growing",
+    "machine",
+    "main",
+    "networks",
+    "runs",
+    "training",
+    "weights",
+]

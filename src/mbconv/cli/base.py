@@ -77,6 +77,10 @@ offline = click.option(
     help="Download nothing; also HF_HUB_OFFLINE=1.",
 )  # fmt: skip
 
+trust = click.option(
+    "--trust", is_flag=True, help="Load a .pt2 from elsewhere, although it can run code."
+)
+
 data_root = click.option(
     "--data-root", type=click.Path(path_type=Path), metavar="DIR",
     help="Where sets that DATA names lie, or go. [default: the cache folder]",

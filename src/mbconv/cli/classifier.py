@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import click
 
-from mbconv.cli.base import Duration, data_root, find_data, main, offline
+from mbconv.cli.base import Duration, data_root, find_data, main, offline, trust
 
 
 @main.command()
@@ -29,6 +29,23 @@ from mbconv.cli.base import Duration, data_root, find_data, main, offline
     multiple=True,
     metavar="PATH=VALUE",
     help="Change a field of the recipe, as in optimizer.clip=1; repeatable.",
+)
+@click.option("--deterministic", is_flag=True,
+              help="Only operators that repeat exactly; says what it costs.")  # fmt: skip
+@click.option(
+    "--compile", type=click.Choice(["off", "auto", "on"]), default="off", show_default=True,
+    help="torch.compile; auto: where the run wins its time back.",
+)  # fmt: skip
+@click.option(
+    "--tracker", "trackers", type=click.Choice(["tensorboard", "wandb", "none"]), multiple=True,
+    help="Show the run there. [default: tensorboard if installed]",
+)  # fmt: skip
+@click.option(
+    "--cache",
+    type=click.Choice(["auto", "off", "memory"]),
+    default="auto",
+    show_default=True,
+    help="Keep decoded pictures in memory; auto: if all have room.",
 )
 @click.option("--config", type=click.Path(path_type=Path), help="Train as this config.json says.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
@@ -77,18 +94,24 @@ def train(data: str | None, resume: Path | None, data_root: Path | None, **optio
 @click.option("--split", help="Which split of DATA. [default: test, else val, else all]")
 @click.option("--json", "as_json", is_flag=True, help="The record as JSON.")
 @data_root
+@trust
 @offline
 def evaluate(
-    model: str, data: str, split: str | None, as_json: bool, data_root: Path | None
+    model: str, data: str, split: str | None, as_json: bool, data_root: Path | None, trust: bool
 ) -> None:
-    """Measure MODEL on labelled pictures: accuracy with its interval, per class, confusion."""
+    """Measure MODEL on labelled pictures: accuracy with its interval, per class, confusion.
+
+    MODEL may also be an artifact of mbconv export: .onnx, .xml or .pt2.
+    """
     from mbconv.measure.accuracy import evaluate
     from mbconv.report.evaluation import print_evaluation
     from mbconv.training.console import Reporter
 
     data = find_data(data, data_root)
     with Reporter().bar(1, "eval") as bar:
-        record = evaluate(model, data, split=split, progress=bar.update, notify=bar.notify)
+        record = evaluate(
+            model, data, split=split, progress=bar.update, notify=bar.notify, trust=trust
+        )
     if as_json:
         click.echo(json.dumps(record.to_dict(), indent=2, ensure_ascii=False))
     else:
@@ -103,20 +126,37 @@ def evaluate(
     "--format", "form", type=click.Choice(["table", "jsonl", "csv"]), default="table",
     show_default=True,
 )  # fmt: skip
+@click.option("--timing", is_flag=True, help="Say where the time went, on standard error.")
+@trust
 @offline
 def predict(
-    model: str, paths: tuple[str, ...], top: int, form: Literal["table", "jsonl", "csv"]
+    model: str,
+    paths: tuple[str, ...],
+    top: int,
+    form: Literal["table", "jsonl", "csv"],
+    timing: bool,
+    trust: bool,
 ) -> None:
-    """Name what is in pictures: files, folders, globs, or - for paths on standard input."""
-    from mbconv.report.predictions import write_predictions
+    """Name what is in pictures: files, folders, globs, or - for paths on standard input.
+
+    MODEL may also be an artifact of mbconv export: .onnx, .xml or .pt2.
+    """
+    from mbconv.report.predictions import timing_lines, write_predictions
     from mbconv.runtime.pictures import find_pictures
     from mbconv.runtime.predictor import Predictor
-    from mbconv.weights.model import load
 
+    started = time.perf_counter()
     pictures = find_pictures(paths, sys.stdin)
     width = max(len(str(path)) for path in pictures)
-    predictions = Predictor(load(model)).predict(pictures, top_k=top)
-    if write_predictions(predictions, sys.stdout, format=form, top_k=top, width=width):
+    predictor = Predictor(model, trust=trust)
+    predictions = predictor.predict(pictures, top_k=top)
+    opened = time.perf_counter() - started
+    errors = write_predictions(predictions, sys.stdout, format=form, top_k=top, width=width)
+    if timing:
+        seconds = time.perf_counter() - started - opened
+        lines = timing_lines(vars(predictor.timing), opened, seconds, predictor.threads)
+        click.echo("\n".join(lines), err=True)
+    if errors:
         sys.exit(1)
 
 
@@ -127,7 +167,7 @@ def _refuse_beside(flag: str, why: str, but: tuple[str, ...] = ()) -> None:
         source = context.get_parameter_source(name)
         given = source is click.core.ParameterSource.COMMANDLINE and value is not None
         if given and name not in (flag.strip("-"), *but):
-            shown = {"changes": "set"}.get(name, name)
+            shown = {"changes": "set", "trackers": "tracker"}.get(name, name)
             raise click.UsageError(f"--{shown} has no effect beside {flag}: {why}.")
 
 

@@ -55,6 +55,7 @@ def info(
     from mbconv.arch.zoo import get_spec, list_specs
     from mbconv.files import write_text
     from mbconv.report import network
+    from mbconv.weights.spec import find_spec
 
     if skips:
         specs = [get_spec(f"efficientnet_b{i}") for i in range(8)]
@@ -69,11 +70,11 @@ def info(
         else:
             network.show(network.zoo_table(specs))
     else:
-        spec = _shaped(_spec(model), **shape)
+        spec = _shaped(find_spec(model), **shape)
         if save is not None:
             named = spec.replace(
                 name=save.stem,
-                source=f"made from {_spec(model).name}",
+                source=f"made from {find_spec(model).name}",
                 resolution=resolution or spec.resolution,
             )
             write_text(save, named.to_json() + "\n")
@@ -82,22 +83,6 @@ def info(
             click.echo(json.dumps(network.info_dict(spec, resolution), indent=2))
         else:
             network.show(network.network_table(spec, resolution))
-
-
-def _spec(model: str) -> "Spec":
-    """The spec of a name, a spec.json, a model file or a run folder; torch only if it must."""
-    from mbconv.arch.spec import Spec
-    from mbconv.arch.zoo import get_spec
-    from mbconv.weights.libraries import is_library_model, library_spec
-
-    path = Path(model)
-    if path.suffix == ".json" and path.is_file():
-        return Spec.from_json(path.read_text(encoding="utf-8"))
-    if path.exists() or model.startswith("hf-hub:"):
-        from mbconv.weights.model import load
-
-        return load(path).spec
-    return library_spec(model) if is_library_model(model) else get_spec(model)
 
 
 def _shaped(

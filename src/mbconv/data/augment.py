@@ -1,4 +1,4 @@
-"""Augmentation carried out: a decoded picture becomes a training picture, a batch a mixed one."""
+"""Augmentation carried out after the crop: policies for a picture, mixing for a batch."""
 
 from functools import cache
 from typing import Any
@@ -14,15 +14,12 @@ _BINS = 31  # RandAugment's magnitudes in torchvision are 0 to 30
 
 
 @cache
-def pipeline(augmentation: Augmentation, resolution: int, magnitude: float | None) -> v2.Compose:
-    """Pillow picture -> Pillow picture `resolution` px square, drawn from torch's generator.
+def pipeline(augmentation: Augmentation, magnitude: float | None) -> v2.Compose | None:
+    """What follows crop and mirror: Pillow picture -> Pillow picture, drawn from torch's generator.
 
-    `magnitude`, where given, replaces the augmentation's own.
+    `magnitude`, where given, replaces the augmentation's own. None where nothing follows.
     """
-    crop = v2.RandomResizedCrop(
-        resolution, (augmentation.crop_scale, 1.0), interpolation=InterpolationMode.BILINEAR
-    )
-    steps: list[Any] = [crop, v2.RandomHorizontalFlip(0.5 if augmentation.flip else 0.0)]
+    steps: list[Any] = []
     strength = augmentation.magnitude if magnitude is None else magnitude
     drawn: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "fill": GREY}
     if augmentation.policy == "autoaugment":
@@ -34,7 +31,7 @@ def pipeline(augmentation: Augmentation, resolution: int, magnitude: float | Non
         steps.append(v2.TrivialAugmentWide(**drawn))
     if augmentation.erasing:
         steps.append(v2.RandomErasing(augmentation.erasing, value=GREY))
-    return v2.Compose(steps)
+    return v2.Compose(steps) if steps else None
 
 
 def mix(

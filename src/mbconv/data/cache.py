@@ -13,8 +13,11 @@ from pathlib import Path
 
 import platformdirs
 
-# The only names that `clear` touches: audits, indexes of shards, what was downloaded.
-_OURS = ("audit-*.sqlite*", "shard-*.json", "downloads/*/*", "sets/**/*")
+# The only names that `clear` touches: audits, indexes of shards, decoded pictures, downloads,
+# marks of programs.
+_OURS = (
+    "audit-*.sqlite*", "shard-*.json", "pictures-*", "downloads/*/*", "sets/**/*", "exported/*",
+)  # fmt: skip
 
 
 def cache_dir() -> Path:

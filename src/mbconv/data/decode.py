@@ -32,7 +32,7 @@ _TURN = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LARGE = 16_000_000  # pixels; such pictures are decoded one at a time, to bound the memory
+LARGE = 16_000_000  # pixels; such pictures are decoded one at a time, to bound the memory
 _STRIP = 4_000_000  # pixels
 _large_lock = threading.Lock()
 
@@ -87,7 +87,7 @@ def decode_with_facts(
                 raise _too_large(width * height, max_pixels)
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
-            with _large_lock if image.width * image.height > _LARGE else nullcontext():
+            with _large_lock if image.width * image.height > LARGE else nullcontext():
                 return _finish(image, stream, (width, height))
     except Unreadable:
         raise
@@ -100,6 +100,25 @@ def decode_with_facts(
         raise Unreadable("too large for the memory of this machine", refused=True) from error
     except Exception as error:  # Pillow's readers raise whatever their parsing stumbles over
         raise Unreadable(_reason(error)) from error
+
+
+def content(source: Place | bytes) -> bytes:
+    """The bytes of a picture's file. Raises Unreadable where there are none."""
+    try:
+        with _opened(source) as stream:
+            return stream.read()
+    except OSError as error:
+        raise Unreadable(_reason(error)) from error
+
+
+def orientation(data: bytes) -> int:
+    """EXIF's orientation, 1 to 8, of a file's content; 1 where it says none that can be read."""
+    _keep_pillow_strict()
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return _orientation(image)
+    except Exception:  # whoever decodes the picture will say what is wrong
+        return 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

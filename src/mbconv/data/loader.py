@@ -7,22 +7,24 @@ the number of workers and a resumed run sees what the uninterrupted one would ha
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mbconv.data.augment import pipeline
 from mbconv.data.augmentation import Augmentation
-from mbconv.data.decode import Unreadable, decode
+from mbconv.data.crop import draw_box
+from mbconv.data.decode import Unreadable
+from mbconv.data.memory import Kept, PictureCache
+from mbconv.data.picture import Picture, open_picture
 from mbconv.data.place import Place
 from mbconv.data.source import Sample
-
-# Decoding at reduced scale keeps the short side at least this many times the crop's side.
-OVERSAMPLE = 1.25
 
 
 class Draw(NamedTuple):
@@ -46,22 +48,41 @@ class Batch:
 class Pictures(Dataset[tuple[NDArray[np.uint8] | None, int, str]]):
     """Augmented training pictures, addressed by a Draw."""
 
-    def __init__(self, samples: Sequence[Sample], augmentation: Augmentation) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        augmentation: Augmentation,
+        cache: PictureCache | None = None,
+    ) -> None:
         self.samples = samples
         self.augmentation = augmentation
+        self.cache = cache
 
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8] | None, int, str]:
-        sample = self.samples[draw.picture]
+        seed, side = hash((*draw.seed, draw.picture)) & 0x7FFFFFFF, draw.resolution
+        random, chosen = Random(seed), self.augmentation
         try:
-            image = decode(sample.path, min_side=round(OVERSAMPLE * draw.resolution))
+            picture = self._picture(draw.picture)
+            box = draw_box(picture.width, picture.height, chosen.crop_scale, random)
+            mirrored = chosen.flip and random.random() < 0.5
+            pixels = picture.part(box, (side, side), mirrored)
         except Unreadable as error:
             return None, draw.picture, error.reason
-        augment = pipeline(self.augmentation, draw.resolution, draw.magnitude)
-        # A worker's generator is its own; this process's must stay as it was.
-        with torch.random.fork_rng(devices=[], enabled=get_worker_info() is None):
-            # torch.manual_seed asks every kind of device, 0.15 ms a picture
-            torch.default_generator.manual_seed(hash((*draw.seed, draw.picture)) & 0x7FFFFFFF)
-            return np.asarray(augment(image)), sample.label, ""
+        augment = pipeline(chosen, draw.magnitude)
+        if augment is not None:
+            # A worker's generator is its own; this process's must stay as it was.
+            with torch.random.fork_rng(devices=[], enabled=get_worker_info() is None):
+                # torch.manual_seed asks every kind of device, 0.15 ms a picture
+                torch.default_generator.manual_seed(seed)
+                pixels = np.asarray(augment(Image.fromarray(pixels)))
+        return pixels, self.samples[draw.picture].label, ""
+
+    def _picture(self, number: int) -> Picture | Kept:
+        found = None if self.cache is None else self.cache.find(number)
+        if found is not None:
+            return found
+        picture = open_picture(self.samples[number].path)
+        return picture if self.cache is None else self.cache.kept(number, picture)
 
     def collate(self, items: list[tuple[NDArray[np.uint8] | None, int, str]]) -> Batch:
         good = [(pixels, label) for pixels, label, _ in items if pixels is not None]

@@ -3,6 +3,15 @@
 `use` chooses what computes them, as the environment variable MBCONV_KERNELS does at the start.
 """
 
-from mbconv.kernels.dispatch import Memory, Mode, applies, backend, memory, status, use
+from mbconv.kernels.dispatch import (
+    Memory,
+    Mode,
+    applies,
+    backend,
+    memory,
+    native_pictures,
+    status,
+    use,
+)
 
-__all__ = ["Memory", "Mode", "applies", "backend", "memory", "status", "use"]
+__all__ = ["Memory", "Mode", "applies", "backend", "memory", "native_pictures", "status", "use"]

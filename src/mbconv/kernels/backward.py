@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mbconv.kernels.expansion import ExpansionBackward
-from mbconv.kernels.parts import Gate, per_channel, slabs
+from mbconv.kernels.parts import Gate, per_channel, plus, slabs
 from mbconv.kernels.reference import Act, After, Geometry
 
 
@@ -42,16 +42,17 @@ def gated_backward(
     backward needs to know, the sums [2, C], the gate's gradients.
     """
     scale, found = gate.scale if gate else None, []
-    db, dproject = torch.empty_like(d), norm.new_zeros(project.shape[:2])
+    db, dproject = torch.empty_like(d), None
     for part in slabs(d, d.shape[3]):
         k.product(dp[part], project.flatten(1).t(), db[part])
         factor = None if scale is None else scale[part]
         own, b = k.reduce(
             d[part], db[part], norm, act, gated=gate is not None, factor=factor, output=True
         )
-        dproject += k.weight_gradient(dp[part], b)
+        dproject = plus(dproject, k.weight_gradient(dp[part], b))
         found.append(own)
-    sums, offset, dgate = torch.cat(found), None, None
+    assert dproject is not None
+    sums, offset, dgate = found[0] if len(found) == 1 else torch.cat(found), None, None
     if gate:
         dpooled, dgate = gate.backward(sums[:, 4])
         offset = dpooled / (d.shape[1] * d.shape[2])
@@ -78,7 +79,7 @@ def expanded_backward(
     maps, norm = back.x, back.norm
     # Where the norm's backward needs the sums over the batch first, there is no going by slabs.
     parts = slabs(maps, len(weight)) if back.behind_norm else [slice(0, len(maps))]
-    dw, sums = torch.zeros_like(weight), norm.new_zeros(2, len(weight))
+    dw = sums = None
     for part in parts:
         own = e[part] if e.numel() else back.expanded(part)
         dz, own_dw, own_sums = k.depthwise_backward(
@@ -87,6 +88,7 @@ def expanded_backward(
         if not back.behind_norm:
             dz = k.apply(own, dz, norm, "none", norm_means(own_sums, own, False))
         back.add(part, dz)
-        dw += own_dw
-        sums += own_sums
+        dw, sums = plus(dw, own_dw), plus(sums, own_sums)
+    assert dw is not None
+    assert sums is not None
     return dw, sums

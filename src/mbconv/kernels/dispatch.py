@@ -61,6 +61,11 @@ def backend(x: Tensor) -> ModuleType:
     return native if _choice.mode != "reference" and _native_for(x, x.dtype) else reference
 
 
+def native_pictures() -> bool:
+    """Whether native kernels prepare pictures; the modes `plain` and `reference` do without."""
+    return _loaded and _choice.mode in ("auto", "native")
+
+
 def status() -> dict[str, Any]:
     """What `mbconv doctor` shows: the choice, and why."""
     loaded, reason = native.library()

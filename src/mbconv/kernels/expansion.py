@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mbconv.kernels.norm import wide
-from mbconv.kernels.parts import nothing
+from mbconv.kernels.parts import nothing, plus
 
 NARROW = 48  # channels, up to which the input's covariance costs less than a pass over the output
 
@@ -27,13 +27,13 @@ def is_narrow(weight: Tensor) -> bool:
     return weight.shape[1] <= NARROW and weight.shape[0] >= 3 * weight.shape[1]
 
 
-def output_moments(spread: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [E] of the output, for maps stored as `dtype`.
+def output_moments(spread: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mean and biased variance [2, E] of the output, for maps stored as `dtype`.
 
     spread [1 + C, C]: the input's mean, then its covariance.
     """
     w = _matrix(weight, dtype)
-    return w @ spread[0], ((w @ spread[1:]) * w).sum(1).clamp_min(0)
+    return torch.stack([w @ spread[0], ((w @ spread[1:]) * w).sum(1).clamp_min(0)])
 
 
 class ExpansionBackward:
@@ -66,13 +66,13 @@ class ExpansionBackward:
             self.x = k.normalise(x, torch.stack([spread[0], one, one, 0 * one]), "none")
         self.k, self.columns = k, scaled.t()
         self.dx = torch.empty_like(x) if need_dx else nothing(x)
-        self.dw = torch.zeros_like(self.own)
+        self.dw: Tensor | None = None
 
     def add(self, part: slice, grad: Tensor) -> None:
         """The gradients [n, H, W, E] of these samples."""
         if self.need_dx:
             self.k.product(grad, self.columns, self.dx[part])
-        self.dw += self.k.weight_gradient(grad, self.x[part])
+        self.dw = plus(self.dw, self.k.weight_gradient(grad, self.x[part]))
 
     def expanded(self, part: slice) -> Tensor:
         """The expansion's output for these samples, anew."""
@@ -85,6 +85,7 @@ class ExpansionBackward:
         `means` [2, E] are those of `reference.apply`.
         """
         x, dw = self.x, self.dw
+        assert dw is not None
         if self.behind_norm:
             dw = self.scale[:, None] * dw
         if self.spread.numel():

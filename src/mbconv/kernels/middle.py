@@ -13,8 +13,6 @@ from mbconv.kernels.norm import wide
 from mbconv.kernels.parts import joined, nothing, slabs
 from mbconv.kernels.reference import Act, After, Geometry, pads
 
-Moments = tuple[Tensor, Tensor]
-
 
 def is_dense(weight: Tensor) -> bool:
     """[E, C, k, k] rather than [E, 1, k, k]."""
@@ -29,11 +27,11 @@ def convolve(
     weight: Tensor,
     place: Geometry,
     statistics: bool,
-) -> tuple[Tensor, Moments | None]:
+) -> tuple[Tensor, Tensor | None]:
     """Convolution of act(norm(x)), of x without norm; with `statistics` its output's moments."""
     if not is_dense(weight):
         own = weight.to(wide(x)).contiguous()
-        found: tuple[Tensor, Moments | None] = k.depthwise(
+        found: tuple[Tensor, Tensor | None] = k.depthwise(
             x, norm, act, own, place, statistics=statistics
         )
         return found
@@ -53,7 +51,7 @@ def expand_and_convolve(
     place: Geometry,
     statistics: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor, Moments | None]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The expanded map e, slab by slab, and the depthwise convolution of act(norm(e)) after each.
 
     Returns e (empty unless it is to be kept), the convolution's output and its moments.

@@ -12,19 +12,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mbconv.kernels import reference
 from mbconv.kernels.reference import ACTIVATIONS, Act, After, Geometry
 
-INTERFACE = 2  # of the compiled functions, as native/interface.cpp has it
+INTERFACE = 3  # of the compiled functions, as native/interface.cpp has it
 FOLDER = Path(__file__).with_name("native")
 # By preference; what a processor must have, by the names of /proc/cpuinfo.
 INSTRUCTION_SETS: dict[str, frozenset[str]] = {
     "avx512_bf16": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}),
     "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
     "avx2": frozenset({"avx2", "fma"}),
+    "neon": frozenset({"aarch64"}),  # every 64-bit ARM has it
     "generic": frozenset(),
 }
 DTYPES = (torch.float32, torch.bfloat16)
@@ -42,14 +45,14 @@ class _Depthwise(ctypes.Structure):
 
 @cache
 def processor_features() -> frozenset[str]:
-    """What the processor and the system let a program use, as /proc/cpuinfo lists it."""
+    """The machine's family, and what it lets a program use, as /proc/cpuinfo lists it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return frozenset()
+        lines = []
     fields = (line.partition(":") for line in lines)
     features = (v for name, _, v in fields if name.strip() in ("flags", "Features"))
-    return frozenset(next(features, "").split())
+    return frozenset({platform.machine(), *next(features, "").split()})
 
 
 def usable() -> list[str]:
@@ -99,10 +102,10 @@ def covariance(x: Tensor) -> Tensor:
     return found
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean, variance = x.new_empty(2, x.shape[3], dtype=torch.float32)
-    _call("moments", x, _half(x), _map(x), torch.get_num_threads(), mean, variance)
-    return mean, variance
+def moments(x: Tensor) -> Tensor:
+    found = x.new_empty(2, x.shape[3], dtype=torch.float32)
+    _call("moments", x, _half(x), _map(x), torch.get_num_threads(), found[0], found[1])
+    return found
 
 
 def normalise(
@@ -163,15 +166,14 @@ def depthwise(
     bias: Tensor | None = None,
     statistics: bool = False,
     out: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+) -> tuple[Tensor, Tensor | None]:
     shape = _shape(x, geometry)
     y = x.new_empty(shape.n, shape.oh, shape.ow, shape.c) if out is None else out
-    mean, variance = x.new_empty(2, shape.c, dtype=torch.float32) if statistics else (None, None)
+    found = x.new_empty(2, shape.c, dtype=torch.float32) if statistics else None
+    mean, variance = (None, None) if found is None else found
     _call("depthwise", x, _half(x), shape, norm, _number(act), weight, bias,
           torch.get_num_threads(), y, mean, variance)  # fmt: skip
-    if mean is None or variance is None:
-        return y, None
-    return y, (mean, variance)
+    return y, found
 
 
 def depthwise_backward(
@@ -198,6 +200,46 @@ def product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     (n, k), wide = weight.shape, weight.float()
     sizes = (x.numel() // k, wide.data_ptr(), k, n, wide.stride(1), wide.stride(0))
     _call("product", x, _half(x), *map(ctypes.c_int64, sizes), torch.get_num_threads(), out)
+    return out
+
+
+def levels(pictures: Tensor, tables: Tensor) -> Tensor:
+    """Bytes [N, H, W, 3] -> floats of that shape: what `tables` [3, 256] have for each byte."""
+    assert pictures.dtype == torch.uint8
+    assert pictures.shape[3:] == (3,)
+    assert tables.shape == (3, 256)
+    pictures = pictures.contiguous()
+    out = pictures.new_empty(pictures.shape, dtype=torch.float32)
+    count, height, width, _ = pictures.shape
+    sizes = map(ctypes.c_int64, (count, height * width))
+    _call("levels", ctypes.c_void_p(pictures.data_ptr()), *sizes, tables, torch.get_num_threads(),
+          out)  # fmt: skip
+    return out
+
+
+def resample(
+    pixels: NDArray[np.uint8],
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    mirrored: bool = False,
+) -> NDArray[np.uint8]:
+    """A part of a picture [H, W, 3] at `size` (height, width), bilinear and antialiased.
+
+    `box` has left, top, right and bottom in pixels, within the picture. On one thread, without
+    the interpreter's lock.
+    """
+    height, width, channels = pixels.shape
+    left, top, right, bottom = box
+    # Nothing below looks at types or bounds.
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    assert channels == 3
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    out = np.empty((*size, 3), np.uint8)
+    _call("resample", ctypes.c_void_p(pixels.ctypes.data), *map(ctypes.c_int64, (height, width)),
+          (ctypes.c_double * 4)(*box), *map(ctypes.c_int64, size), int(mirrored),
+          ctypes.c_void_p(out.ctypes.data))  # fmt: skip
     return out
 
 

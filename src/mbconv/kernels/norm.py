@@ -23,8 +23,9 @@ def channels_last(x: Tensor) -> Tensor:
 
 def pack(affine: Tensor, statistics: Tensor, eps: float) -> Tensor:
     """[2, C] and [2, C] -> mean, 1 / deviation, gamma, beta: [4, C]."""
-    mean, variance = statistics
-    return torch.stack([mean, torch.rsqrt(variance + eps), *affine])
+    packed = torch.cat([statistics, affine])
+    packed[1].add_(eps).rsqrt_()
+    return packed
 
 
 @torch.library.custom_op("mbconv::norm_act", mutates_args=())
@@ -34,7 +35,7 @@ def norm_act(x: Tensor, affine: Tensor, act: str, eps: float) -> tuple[Tensor, T
     x [N, C, H, W] with at least one pixel, affine [2, C].
     """
     k, maps = backend(x), channels_last(x)
-    statistics = torch.stack(k.moments(maps))
+    statistics = k.moments(maps)
     y = k.normalise(maps, pack(affine.to(wide(x)), statistics, eps), act)
     return y.permute(0, 3, 1, 2), statistics
 
@@ -54,7 +55,7 @@ def norm_act_backward(
 def norm_act_pool(x: Tensor, affine: Tensor, act: str, eps: float) -> tuple[Tensor, Tensor]:
     """Mean over the pixels of act(batch norm(x)), [N, C] in x's format, and the statistics."""
     k, maps = backend(x), channels_last(x)
-    statistics = torch.stack(k.moments(maps))
+    statistics = k.moments(maps)
     mean = k.pool(maps, pack(affine.to(wide(x)), statistics, eps), act)
     return mean.to(x.dtype), statistics
 

@@ -24,14 +24,14 @@ class Norms:
         self.given = None if statistics is None else list(torch.split(statistics, sizes, 1))
         self.taken: list[Tensor] = []
 
-    def next(self, moments: Callable[[], tuple[Tensor, Tensor] | None]) -> Tensor:
+    def next(self, moments: Callable[[], Tensor | None]) -> Tensor:
         """The next norm, by the statistics that were given, or else by these moments."""
         if self.given is not None:
             return pack(self.affine.pop(0), self.given.pop(0), self.eps)
         found = moments()
         assert found is not None
-        self.taken.append(torch.stack(found))
-        return pack(self.affine.pop(0), self.taken[-1], self.eps)
+        self.taken.append(found)
+        return pack(self.affine.pop(0), found, self.eps)
 
 
 def widths(expand: Tensor | None, depthwise: Tensor, project: Tensor) -> list[int]:
@@ -49,14 +49,19 @@ def slabs(x: Tensor, channels: int) -> list[slice]:
     return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
-def joined(found: list[tuple[Tensor, Tensor]], counts: list[int]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of parts with so many values each -> of the whole."""
+def joined(found: list[Tensor], counts: list[int]) -> Tensor:
+    """Mean and biased variance [2, C] of parts with so many values each -> of the whole."""
     if len(found) == 1:
         return found[0]
-    shares = found[0][0].new_tensor(counts)[:, None] / sum(counts)
-    means, variances = (torch.stack(vectors) for vectors in zip(*found, strict=True))
+    shares = found[0].new_tensor(counts)[:, None] / sum(counts)
+    means, variances = torch.stack(found, 1)
     mean = (shares * means).sum(0)
-    return mean, (shares * (variances + (means - mean) ** 2)).sum(0)
+    return torch.stack([mean, (shares * (variances + (means - mean) ** 2)).sum(0)])
+
+
+def plus(total: Tensor | None, part: Tensor) -> Tensor:
+    """The sum over slabs so far and of one more: the first needs no zeros."""
+    return part if total is None else total.add_(part)
 
 
 class Gate:

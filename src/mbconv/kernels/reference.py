@@ -62,12 +62,12 @@ def covariance(x: Tensor) -> Tensor:
     return torch.cat([mean[None], centred.t() @ centred / max(1, len(rows))])
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [C] of each channel; zeros where there are no pixels."""
+def moments(x: Tensor) -> Tensor:
+    """Mean and biased variance of each channel, [2, C]; zeros where there are no pixels."""
     if not x.numel():
-        return _wide(x).sum((0, 1, 2)), _wide(x).sum((0, 1, 2))
+        return _wide(x).new_zeros(2, x.shape[3])
     variance, mean = torch.var_mean(_wide(x), dim=(0, 1, 2), correction=0)
-    return mean, variance
+    return torch.stack([mean, variance])
 
 
 def normalise(
@@ -151,7 +151,7 @@ def depthwise(
     bias: Tensor | None = None,
     statistics: bool = False,
     out: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+) -> tuple[Tensor, Tensor | None]:
     """Depthwise convolution of act(norm(x)), and with `statistics` the `moments` of its output.
 
     weight [C, 1, k, k]; without norm, x itself is convolved.
@@ -218,7 +218,8 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     g, rows = grad.flatten(0, 2), x.flatten(0, 2)
     # The library copies the operand that it transposes: let it be the narrow one.
     dw = torch.mm(rows.t(), g).t() if g.shape[1] > rows.shape[1] else torch.mm(g.t(), rows)
-    return _wide(dw)
+    format = torch.float64 if dw.dtype == torch.float64 else torch.float32
+    return dw.to(format, memory_format=torch.contiguous_format)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mbconv.data.place import Place, name_in
 from mbconv.data.source import Dataset, Notify, Sample, scan
 from mbconv.errors import UserError
+from mbconv.interval import answers
 from mbconv.measure.metrics import (
     Floats,
     Ints,
@@ -33,7 +35,6 @@ from mbconv.measure.metrics import (
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
 from mbconv.runtime.predictor import Predictor
-from mbconv.weights.model import load
 
 Progress = Callable[[int, int], None]  # pictures done, pictures in all
 MISTAKES = 200  # this many of the most confident ones are kept in a Record
@@ -47,6 +48,12 @@ class Collected:
     targets: Ints
     paths: tuple[Place, ...]  # of the readable ones, in the order of the rows
     unreadable: tuple[tuple[Place, str], ...] = field(default=())  # path and reason
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Which pictures were named correctly, [n]."""
+        named: NDArray[np.bool_] = self.logits.argmax(axis=1) == self.targets
+        return named
 
 
 def collect(
@@ -122,11 +129,13 @@ def evaluate(
     classes: Sequence[str] | None = None,
     progress: Progress | None = None,
     notify: Notify | None = None,
+    trust: bool = False,
 ) -> Record:
     """Measure a network on labelled pictures: a Record named `top1`, a fraction of n.
 
-    `model` is a network, a Predictor (which says batch size, device and number format), a model
-    file, a run folder or a zoo name with weights.
+    `model` is a Predictor (which says batch size, device and number format), or what it takes: a
+    network, a model file, a run folder, a zoo name with weights or an artifact; `trust` is for
+    artifacts, as there.
     `data` is whatever `scan` takes, a Dataset, or samples. `split` picks one; by default test,
     else val, else everything. The data's classes are matched with
     the network's labels by name and may be some of them; `classes` says, in the order of the
@@ -135,21 +144,47 @@ def evaluate(
     downloads and of shards being indexed.
 
     `detail` has what `summarize` returns (but n and top1), and split, data, unreadable
-    [{path, reason}] and mistakes [{path, true, predicted, score}], most confident first, with
-    paths relative to the data's folder; of a run folder's network also `trained_on`, how many of
+    [{path, reason}], mistakes [{path, true, predicted, score}], most confident first, with
+    paths relative to the data's folder, and `answers`, by which two scores on the same pictures
+    are compared picture by picture; of a run folder's network also `trained_on`, how many of
     the pictures it learnt from. Raises UserError where the classes do not match,
     the split is missing or no picture is readable.
     """
     learnt: frozenset[str] = frozenset()
     if isinstance(model, str | Path):
         learnt = _training_pictures(Path(model))
-        model = load(model)
-    predictor = model if isinstance(model, Predictor) else Predictor(model)
+    predictor = model if isinstance(model, Predictor) else Predictor(model, trust=trust)
+    task = matched(predictor, data, split=split, classes=classes, notify=notify)
+    record = _record(predictor, collect(predictor, task.samples, progress=progress), task)
+    if learnt:
+        paths = [_identity(s.path, task.root) for s in task.samples]
+        record.detail["trained_on"] = sum(path in learnt for path in paths)
+    return record
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Labelled pictures whose labels are a network's class numbers, and where they come from."""
+
+    samples: tuple[Sample, ...]
+    classes: Sequence[int] = ()  # the network's numbers of the data's classes, where they are named
     root: Path | None = None
     source: str | None = None
-    names = classes
+    split: str | None = None
+
+
+def matched(
+    predictor: Predictor,
+    data: str | Path | Dataset | Sequence[Sample],
+    *,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    notify: Notify | None = None,
+) -> Matched:
+    """The pictures that `evaluate` measures; parameters and errors are its own."""
     if isinstance(data, str | Path):
         data = scan(data, training=False, progress=notify)
+    root, source, names = None, None, classes
     if isinstance(data, Dataset):
         root, source = data.root, data.source
         split, samples = _pick(data, split)
@@ -168,13 +203,8 @@ def evaluate(
             f"The samples' labels go from {used[0]} to {used[-1]}; they must lie between 0 and "
             f"{len(numbers) - 1}, the last class."
         )
-    mapped = [Sample(sample.path, numbers[sample.label]) for sample in samples]
-    collected = collect(predictor, mapped, progress=progress)
-    record = _record(predictor, collected, () if names is None else numbers, root, split)
-    record.detail["data"] = source
-    if learnt:
-        record.detail["trained_on"] = sum(_identity(s.path, root) in learnt for s in mapped)
-    return record
+    mapped = tuple(Sample(sample.path, numbers[sample.label]) for sample in samples)
+    return Matched(mapped, () if names is None else numbers, root, source, split)
 
 
 def _training_pictures(model: Path) -> frozenset[str]:
@@ -193,27 +223,28 @@ def _identity(place: Place, root: Path | None) -> str:
     return os.path.realpath(file)
 
 
-def _record(
-    predictor: Predictor,
-    collected: Collected,
-    classes: Sequence[int],
-    root: Path | None,
-    split: str | None,
-) -> Record:
-    detail = summarize(collected.logits, collected.targets, predictor.labels, classes=classes)
+def _record(predictor: Predictor, collected: Collected, task: Matched) -> Record:
+    root = task.root
+    detail = summarize(collected.logits, collected.targets, predictor.labels, classes=task.classes)
     n, top1 = detail.pop("n"), detail.pop("top1")
-    detail["split"] = split
+    detail["split"] = task.split
     detail["unreadable"] = [
         {"path": name_in(place, root), "reason": reason} for place, reason in collected.unreadable
     ]
     detail["mistakes"] = list(_mistakes(collected, predictor.labels, root))
+    detail["data"] = task.source
+    named = (
+        f"{predictor.labels[target]}: {name_in(place, root)}"
+        for place, target in zip(collected.paths, collected.targets, strict=True)
+    )
+    detail["answers"] = answers(zip(named, collected.right.tolist(), strict=True))
     return Record(
         name="top1",
         value=top1["value"],
         n=n,
         low=top1["low"],
         high=top1["high"],
-        spec_hash=predictor.model.spec.hash,
+        spec_hash=predictor.spec.hash,
         detail=detail,
     )
 
@@ -231,7 +262,7 @@ def _pick(dataset: Dataset, split: str | None) -> tuple[str, Sequence[Sample]]:
 def _numbers(predictor: Predictor, names: Sequence[str]) -> list[int]:
     """The network's class number for each class of the data, matched by name."""
     labels = predictor.labels
-    if predictor.model.labels is None and len(names) == len(labels):
+    if not predictor.named and len(names) == len(labels):
         return list(range(len(names)))  # a network that never learnt names: trust the order
     counts = Counter(labels)
     unknown = [name for name in names if name not in counts]

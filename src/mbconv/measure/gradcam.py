@@ -15,7 +15,8 @@ from mbconv.data.source import Dataset
 from mbconv.data.transform import normalise
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
-from mbconv.runtime.predictor import Picture, Predictor, evaluating
+from mbconv.runtime.backend import evaluating
+from mbconv.runtime.predictor import Picture, Predictor
 
 Heat = NDArray[np.float32]
 THUMBNAIL = 160  # pixels a side, in the report
@@ -78,7 +79,10 @@ def _heat(predictor: Predictor, pixels: NDArray[np.uint8], class_index: int | No
         maps = model.head.conv(model.stages(model.stem(normalise(x, predictor.preprocessing))))
         with torch.enable_grad():  # through the head alone: nothing below it is needed
             maps = maps.detach().requires_grad_()  # [1, C, h, w]
-            logits = model.head.classifier(model.head.pool(maps))[0]
+            pooled = model.head.pool(maps)
+            if model.head.hidden is not None:
+                pooled = model.head.hidden(pooled)
+            logits = model.head.classifier(pooled)[0]
             chosen = logits.argmax() if class_index is None else class_index
             (gradient,) = torch.autograd.grad(logits[chosen], maps)
         weights = gradient.mean((2, 3), keepdim=True)

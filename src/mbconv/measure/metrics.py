@@ -10,20 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Z95 = 1.959963984540054  # the normal distribution's 97.5% point
+from mbconv.interval import wilson
+
 CALIBRATION_BINS = 15
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% score interval (1927) of a share: `successes` of `n`, `n` above 0."""
-    share = successes / n
-    scale = 1 + Z95**2 / n
-    centre = (share + Z95**2 / (2 * n)) / scale
-    half = Z95 / scale * float(np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2)))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def share(successes: int, n: int) -> dict[str, float]:

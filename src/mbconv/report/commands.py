@@ -32,7 +32,7 @@ def next_commands(run: RunFolder) -> list[Command]:
 
 def _resume(run: RunFolder) -> Command:
     words = ["train", "--resume", str(run.path)]
-    return Command(_line(words), "Go on where this run stopped.")
+    return Command(shell_line(words), "Go on where this run stopped.")
 
 
 def _predict(run: RunFolder) -> Command:
@@ -41,7 +41,7 @@ def _predict(run: RunFolder) -> Command:
     files = run.root and "source" not in run.data  # else what the names mean, no shell knows
     picture = str(Path(run.root) / paths[0]) if files and paths else "PICTURE.jpg"
     why = "Name what is in a picture; give any files or folders instead of this one."
-    return Command(_line(["predict", str(run.path), picture]), why)
+    return Command(shell_line(["predict", str(run.path), picture]), why)
 
 
 def _evaluate(run: RunFolder) -> Command:
@@ -50,15 +50,17 @@ def _evaluate(run: RunFolder) -> Command:
     files = run.root and "source" not in run.data
     if files and test and all(path.startswith("test/") for path in test):
         words = ["eval", str(run.path), str(Path(run.root) / "test")]
-        return Command(_line(words), "Score the run again on the test folder, or on another one.")
+        return Command(
+            shell_line(words), "Score the run again on the test folder, or on another one."
+        )
     why = "Score it on pictures it has never seen, in one folder per class as for training."
-    return Command(_line(["eval", str(run.path), "NEW_PICTURES"]), why)
+    return Command(shell_line(["eval", str(run.path), "NEW_PICTURES"]), why)
 
 
 def _train(run: RunFolder) -> Command:
     options, why = _improvement(run)
-    words = ["train", run.root or "DATA", "--out", str(_free_name(run.path)), *options]
-    return Command(_line(words), why)
+    words = ["train", run.root or "DATA", "--out", str(free_name(run.path)), *options]
+    return Command(shell_line(words), why)
 
 
 def _improvement(run: RunFolder) -> tuple[list[str], str]:
@@ -82,7 +84,7 @@ def _improvement(run: RunFolder) -> tuple[list[str], str]:
     return longer, "Twice the epochs: the simplest thing that may help."
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
     """runs/x -> runs/x-2, or the first number that is free: a run never overwrites another."""
     number = 2
     while (name := path.with_name(f"{path.name}-{number}")).exists():
@@ -90,7 +92,7 @@ def _free_name(path: Path) -> Path:
     return name
 
 
-def _line(words: Sequence[str]) -> str:
+def shell_line(words: Sequence[str]) -> str:
     """Quoted for this machine's shell."""
     line = subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
     return "mbconv " + line

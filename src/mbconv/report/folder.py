@@ -64,10 +64,10 @@ def read_run(path: str | Path) -> RunFolder:
     weights = path / "model.safetensors"
     return RunFolder(
         path=path,
-        config=_read_object(path / "config.json"),
-        data=_read_object(path / "data.json"),
-        epochs=tuple(_read_lines(path / "metrics.jsonl")),
-        evaluation=_read_evaluation(path / "evaluation.jsonl"),
+        config=read_object(path / "config.json"),
+        data=read_object(path / "data.json"),
+        epochs=tuple(read_lines(path / "metrics.jsonl")),
+        evaluation=read_evaluation(path / "evaluation.jsonl"),
         model_bytes=weights.stat().st_size if weights.is_file() else None,
     )
 
@@ -79,19 +79,22 @@ def number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _read_object(path: Path) -> Json:
+def read_object(path: Path) -> Json:
+    """A JSON object; empty where there is no file. UserError where it is broken."""
     if not path.is_file():
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is no valid JSON: {error}. Restore it or train again.") from error
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object. Restore it or train again.")
     return value
 
 
-def _read_lines(path: Path) -> list[Json]:
+def read_lines(path: Path) -> list[Json]:
     """The objects of a JSON Lines file; a last line cut short by a stopped process is left out."""
     if not path.is_file():
         return []
@@ -109,7 +112,7 @@ def _read_lines(path: Path) -> list[Json]:
     return rows
 
 
-def _read_evaluation(path: Path) -> Record | None:
+def read_evaluation(path: Path) -> Record | None:
     """The last accuracy on the test split, else the last one at all."""
     if not path.is_file():
         return None

@@ -47,7 +47,7 @@ def network_table(spec: Spec, resolution: int | None = None) -> "Table":
     from rich.table import Table
 
     figures = cost(spec, resolution)
-    table = _table(
+    table = plain_table(
         Table(title=_title(spec, figures), caption=_caption(spec, figures), caption_justify="left"),
         ("module", "operator", "skip"),
         ("kernel", "stride", "channels", "output", "params", "MMACs", "out MiB", "kept MiB"),
@@ -101,7 +101,7 @@ def zoo_table(specs: Iterable[Spec]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = _table(
+    table = plain_table(
         Table(caption=Text("\n".join(_BYTES)), caption_justify="left"),
         ("network",),
         ("px", "params", "MMACs", "out MiB", "kept MiB"),
@@ -132,7 +132,7 @@ def skip_table(specs: Iterable[Spec]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = _table(
+    table = plain_table(
         Table(title="Blocks that can carry an identity shortcut", title_justify="left"),
         ("network",),
         ("blocks", "with skip", "without", "ratio"),
@@ -153,7 +153,8 @@ def show(*items: "RenderableType") -> None:
     console.print(*items)
 
 
-def _table(table: "Table", left: Iterable[str], right: Iterable[str]) -> "Table":
+def plain_table(table: "Table", left: Iterable[str], right: Iterable[str]) -> "Table":
+    """`table` in this project's style, with columns aligned to the left, then to the right."""
     from rich import box
 
     table.box = box.SIMPLE_HEAD

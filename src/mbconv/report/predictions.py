@@ -3,10 +3,11 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, TextIO
 
 from mbconv.errors import UserError
+from mbconv.report.words import count, duration, percent
 
 Format = Literal["table", "jsonl", "csv"]
 
@@ -63,6 +64,23 @@ def write_predictions(
         file.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         file.flush()  # a reader at the other end of a pipe sees each line at once
     return errors
+
+
+def timing_lines(
+    timing: Mapping[str, float], opening: float, seconds: float, threads: int
+) -> list[str]:
+    """Where the `seconds` of predicting went; `timing` as `Predictor.timing` has it."""
+    n = timing["pictures"]
+    if not n or not seconds:
+        return [f"opening the network took {duration(opening)}; no picture was read"]
+    share = timing["waited"] / seconds
+    return [
+        f"{count(n, 'picture')} in {seconds:.2f} s, {n / seconds:,.0f} a second, after "
+        f"{opening:.2f} s for opening the network",
+        f"computing {1e3 * timing['computing'] / n:.1f} ms a picture; reading "
+        f"{1e3 * timing['reading'] / n:.1f} ms, in {threads} threads beside it; the network waited "
+        f"for pictures {percent(share)} of the time",
+    ]
 
 
 def _json_line(prediction: PredictionLike) -> str:

@@ -4,10 +4,10 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from mbconv.data.transform import normalise, prepare
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
 from mbconv.preprocessing import Preprocessing
+from mbconv.runtime.artifact import Artifact, runtime_of
+from mbconv.runtime.backend import Backend, ModuleBackend, open_artifact
+from mbconv.weights.model import load
 
 # A str is a path, bytes are a file's content, an array is uint8 [H, W] or [H, W, 3].
 Picture = Place | str | bytes | Image.Image | NDArray[Any]
@@ -57,47 +60,86 @@ class Prediction:
     logits: Logits | None = None
 
 
+@dataclass
+class Timing:
+    """Where the time went, in seconds, since the Predictor was made.
+
+    `reading` adds up what the threads took to decode, resize and crop, `waited` how long the
+    network had nothing to compute because of that.
+    """
+
+    pictures: int = 0
+    reading: float = 0.0
+    computing: float = 0.0
+    waited: float = 0.0
+
+
 class Predictor:
     """Runs `model` on pictures of any kind, `batch_size` at a time.
 
-    By default that is 32, or less on a CPU where the network's maps are so large that a batch
+    `model` is a network, whatever `mbconv.load` takes, or an artifact of `mbconv export` (`.onnx`,
+    `.xml`, `.pt2`), which computes in the runtime and number format that it was made for.
+    By default the batch is 32, or less on a CPU where the network's maps are so large that a batch
     would take more than about a quarter of a gigabyte (B0 at 224 pixels: 16).
-    The model is used as it is: nothing of it is changed but the device, if one is named (the
+    A network is used as it is: nothing of it is changed but the device, if one is named (the
     default is where it lies), and the train or eval mode of its modules is restored after every
     batch, so that a training loop can evaluate half way. `dtype` bfloat16 or float16 computes
     under autocast; the default is float32. `preprocessing` overrides the model's own, for
-    instance to measure at another resolution. At most three batches of prepared pictures and
-    one decoded picture a thread are in memory. Raises UserError for a batch size below 1 and a
-    model that does not take three channels.
+    instance to measure at another resolution. `trust` allows a `.pt2` that this machine did not
+    write. At most three batches of prepared pictures and one decoded picture a thread are in
+    memory. Raises UserError for a batch size below 1, a model that does not take three channels,
+    an artifact that cannot be served here, and settings that an artifact has no room for.
     """
 
     def __init__(
         self,
-        model: MBConvNet,
+        model: MBConvNet | str | Path,
         *,
         batch_size: int | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         preprocessing: Preprocessing | None = None,
         threads: int | None = None,
+        trust: bool = False,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise UserError(f"The batch size is {batch_size}; it must be 1 or more.")
-        if model.spec.in_channels != 3:
+        self.artifact: Artifact | None = None
+        self.backend: Backend
+        self._model: MBConvNet | None = None
+        if isinstance(model, str | Path) and runtime_of(model) is not None:
+            if not (device is None and dtype is None and preprocessing is None):
+                raise UserError(
+                    f"{model} has its device, number format and preprocessing inside; export it "
+                    "again to change them."
+                )
+            self.artifact, self.backend = open_artifact(model, trust=trust)
+        else:
+            network = model if isinstance(model, MBConvNet) else load(model)
+            self._model = network if device is None else network.to(device)
+            self.backend = ModuleBackend(self._model, dtype)
+        about = self.artifact or self.model
+        self.spec = about.spec
+        if self.spec.in_channels != 3:
             raise UserError(
-                f"This network takes {model.spec.in_channels} channels and pictures have three "
+                f"This network takes {self.spec.in_channels} channels and pictures have three "
                 "(RGB); call the network itself on tensors that have its channels."
             )
-        self.model = model if device is None else model.to(device)
-        self.device = next(model.parameters()).device
-        self.dtype = dtype
-        self.preprocessing = preprocessing or model.preprocessing
-        self.batch_size = batch_size or MAX_BATCH
-        if batch_size is None and self.device.type == "cpu":
-            self.batch_size = _fitting_batch(model.spec, self.preprocessing.resolution)
+        self.device = self.backend.device
+        self.preprocessing = preprocessing or about.preprocessing
+        self._whole = self.artifact is not None and self.artifact.form.entry == "pictures"
+        self.batch_size = batch_size or self._usual_batch()
         self.threads = threads or max(2, min(8, os.cpu_count() or 2))
-        classes = model.spec.num_classes
-        self.labels = model.labels or tuple(str(number) for number in range(classes))
+        self.named = about.labels is not None
+        self.labels = about.labels or tuple(str(n) for n in range(self.spec.num_classes))
+        self.timing = Timing()
+
+    @property
+    def model(self) -> MBConvNet:
+        """The network as torch's modules; UserError for an artifact, which has none."""
+        if self._model is None:
+            raise UserError("This needs the network's modules; give a model file, no artifact.")
+        return self._model
 
     def predict(self, pictures: Iterable[Picture], top_k: int = 5) -> Iterator[Prediction]:
         """Yield one Prediction a picture, in order, with the `top_k` best classes (or all).
@@ -117,19 +159,23 @@ class Predictor:
             pictures = [pictures]
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="mbconv-decode")
         rest = enumerate(pictures)
-        waiting: deque[tuple[str, Future[NDArray[np.uint8]]]] = deque()
+        waiting: deque[tuple[str, Future[tuple[NDArray[np.uint8], float]]]] = deque()
         batch: list[tuple[str, NDArray[np.uint8] | None, str | None]] = []
         try:
             while True:
                 for number, picture in islice(rest, 2 * self.batch_size - len(waiting)):
-                    waiting.append((_source(picture, number), pool.submit(self.prepare, picture)))
+                    waiting.append((_source(picture, number), pool.submit(self._timed, picture)))
                 if not waiting:
                     break
                 source, future = waiting.popleft()
+                started = perf_counter()
                 try:
-                    batch.append((source, future.result(), None))
+                    pixels, seconds = future.result()
+                    batch.append((source, pixels, None))
+                    self.timing.reading += seconds
                 except Unreadable as error:
                     batch.append((source, None, error.reason))
+                self.timing.waited += perf_counter() - started
                 if len(batch) >= self.batch_size:
                     yield from self._outputs(batch)
                     batch = []
@@ -140,6 +186,7 @@ class Predictor:
     def prepare(self, picture: Picture) -> NDArray[np.uint8]:
         """Read, resize and crop one picture: uint8 [resolution, resolution, 3].
 
+        For an artifact with the entry `pictures` it is only read, [H, W, 3].
         Raises Unreadable with the reason for a picture that cannot be read.
         """
         if isinstance(picture, np.ndarray):
@@ -148,24 +195,25 @@ class Predictor:
             image = _upright_rgb(picture)
         else:
             image = decode(picture, min_side=self.preprocessing.resize)
-        return prepare(image, self.preprocessing)
+        return np.array(image) if self._whole else prepare(image, self.preprocessing)
 
     def infer(self, pixels: Tensor) -> Tensor:
         """Prepared pictures, uint8 [N, H, W, 3] -> logits, float32 [N, classes]."""
-        with torch.inference_mode(), evaluating(self.model), self._autocast():
-            x = normalise(pixels.to(self.device), self.preprocessing)
-            logits: Tensor = self.model(x)
-        return logits.float()
+        with torch.inference_mode():
+            x = pixels.to(self.device)
+            return self.backend.logits(x if self._whole else normalise(x, self.preprocessing))
 
-    def _autocast(self) -> torch.autocast:
-        # Off means float32 even inside a training loop's autocast; without the cache, casts made
-        # here under inference mode cannot leak into that loop's next step.
-        return torch.autocast(
-            self.device.type,
-            dtype=self.dtype or torch.bfloat16,
-            enabled=self.dtype not in (None, torch.float32),
-            cache_enabled=False,
-        )
+    def _timed(self, picture: Picture) -> tuple[NDArray[np.uint8], float]:
+        started = perf_counter()
+        return self.prepare(picture), perf_counter() - started
+
+    def _usual_batch(self) -> int:
+        """As the class says; an artifact's own, and 1 where pictures may differ in size."""
+        if self.artifact is not None and (self._whole or self.artifact.form.batch):
+            return self.artifact.form.batch or 1
+        if self.device.type == "cpu":
+            return _fitting_batch(self.spec, self.preprocessing.resolution)
+        return MAX_BATCH
 
     def _outputs(
         self, batch: list[tuple[str, NDArray[np.uint8] | None, str | None]]
@@ -173,9 +221,19 @@ class Predictor:
         readable = [pixels for _, pixels, _ in batch if pixels is not None]
         rows: Iterator[Logits] = iter(())
         if readable:
-            rows = iter(self.infer(torch.from_numpy(np.stack(readable))).cpu().numpy())
+            started = perf_counter()
+            rows = iter(self._rows(readable))
+            self.timing.computing += perf_counter() - started
+            self.timing.pictures += len(readable)
         for source, pixels, error in batch:
             yield Output(source, None if pixels is None else next(rows), error)
+
+    def _rows(self, pictures: list[NDArray[np.uint8]]) -> Logits:
+        """Logits of each; pictures of different sizes, which do not stack, one by one."""
+        same = len({pixels.shape for pixels in pictures}) == 1
+        batches = [np.stack(pictures)] if same else [pixels[None] for pixels in pictures]
+        rows = [self.infer(torch.from_numpy(batch)).cpu().numpy() for batch in batches]
+        return np.concatenate(rows)
 
     def _prediction(self, output: Output, top_k: int) -> Prediction:
         if output.logits is None:
@@ -184,22 +242,6 @@ class Predictor:
         best, indices = scores.topk(min(top_k, len(scores)))
         labels = tuple(self.labels[i] for i in indices.tolist())
         return Prediction(output.source, labels, tuple(best.tolist()), None, output.logits)
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; afterwards every module is as it was.
-
-    A network whose batch norms are frozen is in both modes at once, hence module by module.
-    """
-    training = [module for module in model.modules() if module.training]
-    try:
-        if training:
-            model.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _fitting_batch(spec: Spec, resolution: int) -> int:

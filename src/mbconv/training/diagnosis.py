@@ -83,7 +83,8 @@ def trace(trainer: "Trainer", batch: Batch, index: int, seed: int) -> Trace:
     hooks = [module.register_forward_hook(partial(watch, name)) for name, module in layers]
     try:
         trainer.seed(index, seed)
-        found.loss = trainer.backward(batch, index).item()
+        with torch.compiler.set_stance("force_eager"):  # compiled code does not see the hooks
+            found.loss = trainer.backward(batch, index).item()
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,6 +6,7 @@ CPUs, NCCL between GPUs. The first one measures, decides, prints and writes.
 """
 
 import os
+import pickle
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -51,6 +52,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_size: int = 1  # of them on this machine
+    local_rank: int = 0  # this one's number among those
     launched: bool = False
     store: Any = None  # what the launcher keeps for all
     asked: bool = False  # this process was told to stop
@@ -96,6 +98,19 @@ class World:
         """Until all have come here."""
         self.gather(None)
 
+    def on_each_machine(self, make: Callable[[], T]) -> T:
+        """What `make()` returns in the first process of each machine, in all on that machine.
+
+        The others get a pickled copy.
+        """
+        if self.local_size == 1:
+            return make()
+        own = make() if self.local_rank == 0 else None
+        copies = self.gather(pickle.dumps(own))  # unpickled on no other machine
+        return cast(
+            T, own if self.local_rank == 0 else pickle.loads(copies[self.rank - self.local_rank])
+        )
+
     def copy(self, tensors: Iterable[Tensor]) -> None:
         """Give these tensors the first process's values, in place."""
         if self.size > 1:
@@ -121,6 +136,11 @@ class World:
 
     def check(self, recipe: Recipe, machine: Machine) -> None:
         """UserError where these processes cannot train by the recipe."""
+        if machine.compiled and self.size > 1 and recipe.transfer.norms == "synced":
+            raise UserError(
+                "torch.compile cannot compute batch norms over all processes: leave --compile "
+                "away, or give --set transfer.norms=train."
+            )
         if recipe.batch_size < self.size:
             raise UserError(
                 f"A batch of {recipe.batch_size} pictures cannot be divided among {self.size} "
@@ -183,8 +203,7 @@ def talking() -> Iterator[None]:
     except RuntimeError as error:
         raise Lost(
             "Another process of this run has ended or cannot be reached. If it gave no reason, the "
-            "system killed it, mostly for memory. With torchrun --max-restarts 3 all start again "
-            "from the last state."
+            "system killed it, mostly for memory. With torchrun --max-restarts 3 all start again."
         ) from error
 
 
@@ -225,12 +244,11 @@ _open: World | None = None
 
 def _of_the_caller() -> World:
     """The processes of a group that this library did not make."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return World(dist.get_rank(), dist.get_world_size(), local, launched=True)
+    return World(dist.get_rank(), dist.get_world_size(), *_here(), launched=True)
 
 
 def _join() -> World:
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local_size, local = _here()
     if local < torch.cuda.device_count():
         torch.cuda.set_device(local)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -238,7 +256,13 @@ def _join() -> World:
         store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
         store = _unused_part(store, rank, size)
         dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=size)
-    return World(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), True, store=store)
+    return World(rank, size, local_size, local, launched=True, store=store)
+
+
+def _here() -> tuple[int, int]:
+    """How many processes this machine has, and the number of this one among them."""
+    environment = os.environ
+    return int(environment.get("LOCAL_WORLD_SIZE", "1")), int(environment.get("LOCAL_RANK", "0"))
 
 
 def _unused_part(store: Any, rank: int, size: int) -> Any:

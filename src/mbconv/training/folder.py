@@ -3,8 +3,10 @@
 import json
 import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from mbconv.arch.spec import Spec
 from mbconv.data.audit import Audit
@@ -14,6 +16,7 @@ from mbconv.files import write_json, write_text
 from mbconv.nn.model import MBConvNet, build
 from mbconv.preprocessing import Preprocessing
 from mbconv.record import command_line, environment
+from mbconv.report.folder import read_lines
 from mbconv.training.machine import Machine
 from mbconv.training.recipe import Recipe
 
@@ -46,8 +49,18 @@ def describe(network: MBConvNet, recipe: Recipe, machine: Machine) -> dict[str, 
 
 def write_config(run: Path, config: dict[str, Any]) -> None:
     """`config.json`: everything that decides the run, and what it was made with."""
-    made_with = {"format": FORMAT, "command": command_line(), "environment": environment()}
-    write_json(run / "config.json", made_with | config)
+    write_json(run / "config.json", made_with() | config)
+
+
+def made_with() -> dict[str, Any]:
+    """When and by what a run was started, and what it goes by elsewhere."""
+    return {
+        "format": FORMAT,
+        "id": uuid4().hex[:12],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command_line(),
+        "environment": environment(),
+    }
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -133,8 +146,10 @@ def add_metrics(run: Path, line: dict[str, Any]) -> None:
 
 
 def keep_metrics(run: Path, *, through: int) -> None:
-    """Drop the lines of epochs after `through`, written after the state a run goes on from."""
+    """Drop the lines of epochs after `through`, written after the state a run goes on from.
+
+    A last line that was cut short is dropped too; UserError names another one that is broken.
+    """
     path = run / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if json.loads(line)["epoch"] <= through]
-    write_text(path, "".join(line + "\n" for line in kept))
+    kept = [line for line in read_lines(path) if line["epoch"] <= through]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from mbconv.training.distributed import World
+
 
 class Stepping(Protocol):
-    """What steps: whether it is in the middle of one, and whether it is to stop behind it."""
+    """What steps: whether it is in the middle of one; its world hears that it is to stop."""
 
     stepping: bool
-    stop_asked: bool
+    world: World
 
 
 @contextmanager
@@ -23,9 +25,9 @@ def interrupts_held(session: Stepping) -> Iterator[None]:
     """
 
     def handle(number: int, frame: object) -> None:
-        if not session.stepping or session.stop_asked:
+        if not session.stepping or session.world.asked:
             raise KeyboardInterrupt
-        session.stop_asked = True
+        session.world.asked = True
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -75,6 +75,8 @@ class Trainer:
         self.recipe = recipe
         self.machine = machine
         self.total = total
+        self.figures: dict[str, float] = {}  # of the last step: loss, learning rate, gradient norm
+        self.compile(machine.compiled)
         weights = class_weights(recipe.loss, counts)
         self.class_weights = None if weights is None else weights.to(machine.device)
         freeze(model, recipe.transfer.frozen_stages)
@@ -131,13 +133,19 @@ class Trainer:
         value = loss.item()
         learning = [p for p in self.model.parameters() if p.grad is not None]
         norm = get_total_norm([cast(Tensor, p.grad) for p in learning])
-        if not (math.isfinite(value) and math.isfinite(norm.item())):
+        length = norm.item()
+        self.figures = {"loss": value, "lr": rate, "gradient_norm": length}
+        if not (math.isfinite(value) and math.isfinite(length)):
             raise diagnosis.diverged(self, batch, index, seed, buffers)
         if self.recipe.optimizer.clip is not None:
             clip_grads_with_norm_(learning, self.recipe.optimizer.clip, norm)
         self.optimizer.step()
         self.averaged.update_parameters(self.model)
         return value
+
+    def compile(self, wanted: bool = True) -> None:
+        """Compute the forward pass by torch.compile from now on, or as it is written."""
+        self._run = torch.compile(self._forward) if wanted else self._forward
 
     def seed(self, index: int, seed: int) -> None:
         """Make what follows depend on (seed, index) alone."""
@@ -198,7 +206,7 @@ class Trainer:
             cutmix=augmentation.cutmix,
             classes=self.model.spec.num_classes,
         )
-        logits = self._forward(x.contiguous(memory_format=self.machine.memory_format))
+        logits = self._run(x.contiguous(memory_format=self.machine.memory_format))
         return batch_loss(logits.float(), targets, self.recipe.loss, self.class_weights)
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -224,10 +232,12 @@ def epochs(
     *,
     start: int = 0,
     on_step: Callable[[int, EpochStats], None],
+    on_batch: Callable[[Batch], None] = lambda batch: None,
 ) -> Iterator[tuple[schedule.Step, EpochStats]]:
     """Train from step `start` on; yield after each epoch its last step and its statistics.
 
-    `on_step(index, stats)` is called after each step; what it raises ends the training there.
+    `on_step(index, stats)` is called after each step, `on_batch` with the pictures before it; what
+    they raise ends the training there.
     """
     recipe, samples, world = trainer.recipe, pictures.samples, trainer.world
     labels = [sample.label for sample in samples]
@@ -247,6 +257,7 @@ def epochs(
         batch = next(batches)
         stats.waited += time.perf_counter() - asked
         stats.failures.extend(batch.failures)
+        on_batch(batch)
         if len(batch.labels) or world.size > 1:
             loss = trainer.step(batch, step.index, world.seed(seed))
             stats.loss_sum += loss * len(batch.labels)

@@ -1,14 +1,14 @@
 """What this machine runs fastest: device, threads, memory layout and number format."""
 
-import ctypes
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from mbconv.errors import UserError
 
@@ -26,6 +26,8 @@ class Machine:
     dtype: str = "float32"  # of the stages that learn, under autocast
     frozen_dtype: str = "float32"  # of the frozen stages and of evaluation
     trials: tuple[dict[str, Any], ...] = ()  # what was measured to choose these
+    deterministic: bool = False  # only operators that give the same result each time
+    compiled: bool = False  # the forward pass, by torch.compile
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,6 +107,17 @@ def measured(machine: Machine, seconds_per_step: Callable[[Machine], float]) -> 
     return replace(fastest, trials=trials)
 
 
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Weights and buffers as they were when the block ends, and no gradients left from it."""
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    try:
+        yield
+    finally:
+        network.load_state_dict(before)  # batch norms that learn have seen what was measured with
+        network.zero_grad(set_to_none=True)
+
+
 def timed(run: Callable[[], object], repeats: int = 2) -> float:
     """Seconds of one `run()`: the least of `repeats` after one that warms up."""
     times = []
@@ -115,18 +128,3 @@ def timed(run: Callable[[], object], repeats: int = 2) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times[1:])
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks for the next step rather than hand them back.
-
-    By default each large tensor is mapped and unmapped anew and every page faults again, which
-    costs a training step on a CPU between a twentieth and a fifth. Without glibc: no effect.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-        mallopt(m_mmap_threshold, 1 << 30)
-        mallopt(m_trim_threshold, (1 << 31) - 1)

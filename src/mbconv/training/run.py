@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
 from mbconv.training import folder
-from mbconv.training.distributed import joined
+from mbconv.training.compilation import Mode
+from mbconv.training.console import Reporter
+from mbconv.training.distributed import World, joined
+from mbconv.training.failing import survivable
 from mbconv.training.recipe import Recipe
 from mbconv.training.session import OnEpoch, Session
 from mbconv.training.setup import Settings
@@ -36,6 +40,10 @@ def train(
     flip: bool = True,
     recipe: str | Recipe | None = None,
     changes: Sequence[str] = (),
+    cache: Literal["auto", "off", "memory"] = "auto",
+    deterministic: bool = False,
+    compile: Mode = "off",
+    trackers: Sequence[str] = (),
     config: str | Path | None = None,
     on_epoch: OnEpoch | None = None,
     quiet: bool = False,
@@ -49,8 +57,13 @@ def train(
     `resolution` (pixels) by their size. `budget` (seconds) plans both so that the run ends in
     that time. `device` is auto, cpu, cuda or mps; `flip` mirrors half of the pictures. `recipe`
     is a name that `mbconv recipe list` shows or a whole `Recipe`; by default finetune, or scratch
-    for fresh weights; `changes` set single fields of it ("optimizer.clip=1"). `config` is an
-    earlier run's config.json, whose recipe, seed and machine are used again instead.
+    for fresh weights; `changes` set single fields of it ("optimizer.clip=1"). `cache` keeps
+    decoded pictures in memory: where all have room, never, or as many as have. `deterministic`
+    keeps to operators that give the same result each time. `compile` is off, on, or auto:
+    torch.compile where the time it takes is won back within the run. `trackers` names where the
+    run is shown beside its own metrics.jsonl: tensorboard (the default where it is installed),
+    wandb, none. `config` is an earlier run's config.json, whose recipe, seed and machine are used
+    again instead.
     `on_epoch(network, metrics)` is called with the averaged network after the head's fit and
     after each epoch, in the first of several processes. `started` is the time on
     `time.perf_counter` that the budget counts from, by default now.
@@ -61,12 +74,13 @@ def train(
     """
     settings = Settings(
         epochs=epochs, budget=budget, resolution=resolution, seed=seed, device=device, flip=flip,
-        recipe=recipe, changes=tuple(changes),
+        recipe=recipe, changes=tuple(changes), cache=cache, deterministic=deterministic,
+        compile=compile, trackers=tuple(trackers),
     )  # fmt: skip
     with joined() as world:
-        session = Session(Path(out), world, quiet, on_epoch)
+        session = Session(Path(out), world, _reporter(world, quiet), on_epoch)
         session.started = started or session.started
-        with session.interruptible():
+        with survivable(session):
             _begin(session, model, data, settings, config)
             return _finish(session)
 
@@ -77,10 +91,14 @@ def resume(run: str | Path, *, on_epoch: OnEpoch | None = None, quiet: bool = Fa
     Raises UserError where `run` holds nothing to resume or its pictures have gone.
     """
     with joined() as world:
-        session = Session(Path(run), world, quiet, on_epoch)
-        with session.interruptible():
+        session = Session(Path(run), world, _reporter(world, quiet), on_epoch)
+        with survivable(session):
             session.reopen()
             return _finish(session)
+
+
+def _reporter(world: World, quiet: bool) -> Reporter:
+    return Reporter(quiet or not world.first)
 
 
 def _begin(

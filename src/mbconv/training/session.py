@@ -1,38 +1,39 @@
 """One run in its folder, step by step: prepare, fit the head, learn, finish; or reopen."""
 
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mbconv.data.audit import Audit
 from mbconv.data.loader import Pictures
 from mbconv.data.source import Dataset
 from mbconv.errors import UserError
+from mbconv.files import check_writable, locked
 from mbconv.measure.accuracy import collect, evaluate, summarize
 from mbconv.measure.gradcam import explain_mistakes
+from mbconv.measure.memory import keep_freed_memory
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record, write_records
 from mbconv.report.run import write_report
-from mbconv.runtime.predictor import Predictor
-from mbconv.training import folder, setup
+from mbconv.report.runs import LOCK
+from mbconv.training import compilation, determinism, folder, setup
 from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged, save_failed_step
 from mbconv.training.distributed import World
+from mbconv.training.failing import lost_pictures, tell_left_out
 from mbconv.training.head import start_head
-from mbconv.training.interrupt import interrupts_held
+from mbconv.training.kept import is_kept, keep
 from mbconv.training.loop import EpochStats, Trainer, epochs
-from mbconv.training.machine import DTYPES, Machine, find_device, keep_freed_memory, plain_machine
+from mbconv.training.machine import DTYPES, Machine
+from mbconv.training.plan import Plan, machine_of
 from mbconv.training.recipe import Recipe
 from mbconv.training.schedule import Step, total_steps
 from mbconv.training.state import load_state, save_state
-from mbconv.weights import file as model_file
+from mbconv.training.tracking import Trackers, open_trackers
 from mbconv.weights.model import MODEL_FILE, load
 
 # Called after the head's fit and after each epoch with the averaged network and the metrics.
@@ -51,28 +52,19 @@ class Session:
     trainer: Trainer
 
     def __init__(
-        self,
-        path: Path,
-        world: World,
-        quiet: bool = False,
-        on_epoch: OnEpoch | None = None,
+        self, path: Path, world: World, reporter: Reporter, on_epoch: OnEpoch | None = None
     ) -> None:
         self.path = path
         self.world = world
-        self.reporter = Reporter(quiet or not world.first)
+        self.reporter = reporter
         self.on_epoch = on_epoch
         self.started = self.saved = time.perf_counter()
         self.next_step = 0
+        self.saved_step: int | None = None
+        self.closing = ExitStack()
+        self.trackers = Trackers([], reporter.say)  # until the run is there to be watched
         self.stepping = False  # an interrupt waits for the end of the step
         self.best = 0.0  # validation accuracy
-
-    @property
-    def stop_asked(self) -> bool:
-        return self.world.asked
-
-    @stop_asked.setter
-    def stop_asked(self, asked: bool) -> None:
-        self.world.asked = asked
 
     # -- start ---------------------------------------------------------------------------------
 
@@ -89,48 +81,41 @@ class Session:
                 f"{self.path} already holds a run. Go on with it (mbconv train --resume "
                 f"{self.path}) or give another --out."
             )
+        check_writable(self.path)
         keep_freed_memory()
         earlier = folder.read_config(config) if config is not None else None
-        seed = earlier["seed"] if earlier else settings.seed
-        self.dataset, found = setup.open_data(data, seed, self.reporter)
-        torch.manual_seed(seed)  # of fresh weights, if only the classifier's
-        network, pretrained = setup.make_model(model, self.dataset.classes)
-        setup.announce(network, pretrained, str(model), self.reporter)
-        if earlier:
-            self.recipe = Recipe.from_dict(earlier["recipe"])
-            machine = Machine.from_dict(earlier["machine"])
-        else:
-            self.recipe, machine = self._choose(network, found, pretrained, settings)
-        self.config = {
-            "model": str(model) if not isinstance(model, MBConvNet) else network.spec.name,
-            "data": self.dataset.source,
-            "seed": seed,
-            "budget_seconds": settings.budget,
-            "processes": self.world.size,
-        } | folder.describe(network, self.recipe, machine)
-        folder.write_data(self.path, self.dataset, found)
-        self._make_trainer(network, machine)
-        for line in setup.describe(network, self.recipe, machine):
+        plan = Plan.make(model, data, settings, earlier, self.world, self.reporter, self.started)
+        self.dataset, self.recipe, network = plan.dataset, plan.recipe, plan.network
+        self.config = plan.config | folder.made_with()
+        self._hold()
+        folder.write_data(self.path, self.dataset, plan.found)
+        self._make_trainer(network, plan.machine)
+        if settings.compile != "off" and not earlier:
+            share = -(-self.recipe.batch_size // self.world.size)
+            batch = setup.random_batch(network, self.recipe, share)
+            self.reporter.say(compilation.settle(self.trainer, batch, settings.compile))
+        self.config |= folder.describe(network, self.recipe, self.trainer.machine)
+        for line in setup.describe(network, self.recipe, plan.machine):
             self.reporter.say(line)
         if self.world.launched:
-            self.reporter.say(f"  {self.world.describe(self.recipe, machine)}")
-        if settings.resolution is not None or not pretrained:  # else the recipe knows what it does
+            self.reporter.say(f"  {self.world.describe(self.recipe, plan.machine)}")
+        if settings.resolution is not None or not plan.pretrained:  # else the recipe knows
             setup.warn_of_small_maps(network, self.recipe, self.reporter)
+        self._open_trackers()
         self.save()
         folder.write_config(self.path, self.config)  # with it this is a run, which can be resumed
 
     def reopen(self) -> None:
         """Load what `prepare` and the steps so far have written."""
         self.config = folder.read_config(self.path / "config.json")
+        self._hold()
         keep_freed_memory()
         self.dataset = folder.read_data(self.path)
         self.recipe = Recipe.from_dict(self.config["recipe"])
         network = folder.network_of(self.config)
         network.labels = self.dataset.classes
-        machine = Machine.from_dict(self.config["machine"])
+        machine = machine_of(self.config, self.world)
         if self.config.get("processes", 1) != self.world.size:
-            usual = plain_machine(machine.device, self.world.local_size)
-            machine = replace(machine, threads=usual.threads, workers=usual.workers)
             self.reporter.say(f"  now {self.world.describe(self.recipe, machine)}")
         self._make_trainer(network, machine)
         past, damaged = load_state(self.path, self.trainer)
@@ -140,6 +125,7 @@ class Session:
                 style="yellow",
             )
         self.next_step, self.best = past["step"], past["best"]
+        self.saved_step = self.next_step
         self.started -= past["seconds"]
         # Before the first step the head is fitted again, and its line written again.
         epochs_done = self.next_step * self.recipe.epochs // self.trainer.total
@@ -148,6 +134,7 @@ class Session:
         done = self.next_step == self.trainer.total
         where = "behind its last step" if done else f"at step {self.next_step + 1}"
         self.reporter.say(f"resuming {self.path} {where}")
+        self._open_trackers()
 
     def agree(self) -> None:
         """Raise UserError unless all processes are at the same step."""
@@ -157,27 +144,24 @@ class Session:
                 "all machines share."
             )
 
-    def _choose(
-        self, network: MBConvNet, found: Audit, pretrained: bool, settings: setup.Settings
-    ) -> tuple[Recipe, Machine]:
-        resolution = setup.choose_resolution(network, found, settings.resolution)
-        sizes = {name: len(samples) for name, samples in self.dataset.splits.items()}
+    def _hold(self) -> None:
+        """Keep other runs out of the folder until this one ends."""
+        if not self.world.first:
+            return
+        busy = f"{self.path} is being trained by another process; wait for it, or stop it."
+        self.closing.enter_context(locked(self.path / LOCK, busy))
 
-        def make(resolution: int, epochs: int | None) -> Recipe:
-            return setup.choose_recipe(settings, resolution, sizes["train"], pretrained, epochs)
-
-        recipe = make(resolution, settings.epochs)
-        machine = plain_machine(find_device(settings.device), self.world.local_size)
-        machine = setup.choose_machine(network, recipe, machine)
-        if settings.budget is not None:
-            left = settings.budget - (time.perf_counter() - self.started)
-            rate = setup.pixel_rate(recipe, machine, self.world.size)
-            recipe = setup.fit_budget(make, recipe, rate, left, sizes)
-        return recipe, machine
+    def _open_trackers(self) -> None:
+        if not self.world.first:
+            return
+        say = self.reporter.say
+        self.trackers = open_trackers(self.path, self.config, self.next_step, say)
+        self.closing.callback(self.trackers.close)
 
     def _make_trainer(self, network: MBConvNet, machine: Machine) -> None:
         self.world.check(self.recipe, machine)
         torch.set_num_threads(machine.threads)
+        self.closing.enter_context(determinism.deterministic(machine))
         samples = self.dataset.splits["train"]
         total = total_steps(self.recipe, len(samples))
         counted = Counter(sample.label for sample in samples)
@@ -203,17 +187,27 @@ class Session:
 
     def learn(self) -> None:
         """All epochs that are left; a line of metrics and a state to resume from after each."""
-        pictures = Pictures(self.dataset.splits["train"], self.recipe.augmentation)
+        samples = self.dataset.splits["train"]
+        chosen = self.config.get("cache")
+        cache = self.world.on_each_machine(
+            lambda: setup.open_cache(chosen, len(samples), self.reporter)
+        )
+        with cache or nullcontext():
+            self._learn(Pictures(samples, self.recipe.augmentation, cache))
+
+    def _learn(self, pictures: Pictures) -> None:
         per_epoch = self.trainer.total // self.recipe.epochs
         with self.reporter.bar(self.trainer.total, "training") as bar:
 
             def on_step(index: int, stats: EpochStats) -> None:
                 self.next_step = index + 1
+                pictures = self.world.size * stats.pictures
+                self.trackers.step(index + 1, self.trainer.figures, pictures, stats.seconds)
                 within = (index + 1) % per_epoch > 0  # else the epoch is scored first
                 if self.world.stops and within:
                     raise KeyboardInterrupt
                 loss = stats.loss_sum / max(1, stats.pictures)
-                rate = self.world.size * stats.pictures / max(1e-9, stats.seconds)
+                rate = pictures / max(1e-9, stats.seconds)
                 note = f"epoch {index // per_epoch + 1}  loss {loss:.3f}  {rate:.0f} img/s"
                 bar.update(index + 1, self.trainer.total, note)
                 if within and time.perf_counter() - self.saved > SAVE_EVERY:
@@ -223,8 +217,9 @@ class Session:
             self.stepping = True
             try:
                 for step, stats in epochs(
-                    self.trainer, pictures, seed, start=self.next_step, on_step=on_step
-                ):
+                    self.trainer, pictures, seed, start=self.next_step, on_step=on_step,
+                    on_batch=lost_pictures(),
+                ):  # fmt: skip
                     self._end_epoch(step, stats)
                     if self.world.stops:
                         raise KeyboardInterrupt
@@ -252,8 +247,7 @@ class Session:
         return over
 
     def _end_epoch(self, step: Step, stats: EpochStats) -> None:
-        for path, reason in stats.failures:
-            self.reporter.say(f"  left out: {path}: {reason}", style="yellow")
+        tell_left_out(stats.failures, self.reporter.say)
         self._log(
             {"epoch": step.epoch, "phase": "full", "resolution": step.resolution,
              "train_loss": stats.loss_sum / max(1, stats.pictures),
@@ -266,54 +260,41 @@ class Session:
     def save(self) -> None:
         """Write the state that `reopen` goes on from."""
         self.saved = time.perf_counter()
-        if not self.world.first:
-            return
-        seconds = self.saved - self.started
-        save_state(self.path, self.trainer, step=self.next_step, best=self.best, seconds=seconds)
+        if self.world.first:
+            step, seconds = self.next_step, self.saved - self.started
+            save_state(self.path, self.trainer, step=step, best=self.best, seconds=seconds)
+            self.trackers.saved()
+        self.saved_step = self.next_step
 
     def _log(self, line: dict[str, Any]) -> None:
         """Score raw and averaged weights, keep the network unless it is worse, write the line."""
-        raw = averaged = self._score(self.trainer.model, line["resolution"])
+        raw, n = averaged, n = self._score(self.trainer.model, line["resolution"])
         if line["phase"] != "head":  # after the head's fit the average is a copy
-            averaged = self._score(self.trainer.ema, line["resolution"])
+            averaged, n = self._score(self.trainer.ema, line["resolution"])
         line = {**line, "seconds": time.perf_counter() - self.started,
-                "val_raw": raw, "val_ema": averaged}  # fmt: skip
-        line["kept"] = is_kept(averaged, self.best, len(self.dataset.splits["val"]))
+                "val_raw": raw, "val_ema": averaged, "val_n": n}  # fmt: skip
+        line["kept"] = is_kept(averaged, self.best, n)
+        if line["kept"] and self.world.first:
+            keep(self.path, self.trainer.ema, self.config, line)
         self.best = max(self.best, averaged)
         if not self.world.first:
             return
-        if line["kept"]:
-            self._keep(line)
         folder.add_metrics(self.path, line)
+        self.trackers.epoch(self.next_step, line)
         self.reporter.metrics(line, self.recipe.epochs)
         if self.on_epoch is not None:
             self.on_epoch(self.trainer.ema, line)
 
-    def _score(self, network: MBConvNet, resolution: int) -> float:
-        """Validation accuracy."""
-        collected = collect(self._predictor(network, resolution), self.dataset.splits["val"])
-        detail = summarize(collected.logits, collected.targets, self.dataset.classes)
-        return float(detail["top1"]["value"])
-
-    def _predictor(self, network: MBConvNet, resolution: int) -> Predictor:
-        machine = self.trainer.machine
-        dtype = DTYPES[machine.frozen_dtype]
+    def _score(self, network: MBConvNet, resolution: int) -> tuple[float, int]:
+        """Validation accuracy, and on how many pictures."""
+        dtype = DTYPES[self.trainer.machine.frozen_dtype]
         preprocessing = network.preprocessing.at(resolution)
-        return self.world.predictor(network, dtype=dtype, preprocessing=preprocessing)
-
-    def _keep(self, line: dict[str, Any]) -> None:
-        network = self.trainer.ema
-        own = network.preprocessing
-        network.preprocessing = own.at(line["resolution"])
-        provenance = {
-            "trained_on": Path(self.dataset.source).name, "epoch": line["epoch"],
-            "val_top1": line["val_ema"], "recipe": self.recipe.name,
-            "pretrained": self.config["model"], "base": self.config.get("base"),
-        }  # fmt: skip
-        try:
-            model_file.save(network, self.path / MODEL_FILE, provenance)
-        finally:
-            network.preprocessing = own
+        predictor = self.world.predictor(network, dtype=dtype, preprocessing=preprocessing)
+        collected = collect(predictor, self.dataset.splits["val"])
+        if network is self.trainer.model:  # the average is scored on the same pictures
+            tell_left_out(collected.unreadable, self.reporter.say, " of validation")
+        detail = summarize(collected.logits, collected.targets, self.dataset.classes)
+        return float(detail["top1"]["value"]), len(collected.targets)
 
     # -- end -----------------------------------------------------------------------------------
 
@@ -329,6 +310,8 @@ class Session:
 
     def _write_score(self, network: MBConvNet, record: Record, split: str) -> None:
         explain_mistakes(network, record, self.dataset)
+        self.trackers.log(self.next_step, {f"{split}/final_top1": record.value})
+        self.trackers.saved()
         write_records(self.path / "evaluation.jsonl", [record])
         write_report(self.path)
         seconds = time.perf_counter() - self.started
@@ -339,30 +322,3 @@ class Session:
         )
         self.reporter.say(f"model:  {self.path / MODEL_FILE}")
         self.reporter.say(f"report: {self.path / 'report.html'}")
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Ctrl-C saves what there is and says how to go on."""
-        try:
-            with interrupts_held(self):
-                yield
-        except KeyboardInterrupt:
-            if hasattr(self, "trainer"):
-                self.save()
-                self.reporter.say(
-                    f"stopped after step {self.next_step} of {self.trainer.total}. Go on with:\n"
-                    f"  mbconv train --resume {self.path}"
-                )
-                if self.world.stops:  # all of them, so the first may take its time to write
-                    self.world.wait()
-            raise
-
-
-def is_kept(score: float, best: float, n: int) -> bool:
-    """Whether a newer network with this accuracy on n pictures replaces the one that is kept.
-
-    It does unless it is more than one standard error below the best so far (Breiman et al. 1984
-    choose trees so): with a few hundred pictures the best of several epochs is mostly luck, and
-    the last ones, whose learning rate has come down, are the better bet.
-    """
-    return score >= best - math.sqrt(best * (1 - best) / n)

@@ -1,21 +1,25 @@
 """From the user's words to what a run needs: pictures in splits, a network, a recipe, a machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from mbconv.arch.scale import small_map
 from mbconv.data.audit import Audit, audit, drop_unreadable
 from mbconv.data.loader import Batch
+from mbconv.data.memory import OVERSAMPLE, PictureCache, place_bytes, room
 from mbconv.data.source import Dataset, scan, split
 from mbconv.errors import UserError
+from mbconv.measure.memory import available_memory
 from mbconv.nn.model import MBConvNet
-from mbconv.training import transfer
+from mbconv.training import compilation, tracking, transfer
 from mbconv.training.console import Reporter
 from mbconv.training.loop import Trainer
-from mbconv.training.machine import Machine, measured, timed
+from mbconv.training.machine import Machine, measured, timed, unchanged
 from mbconv.training.override import changed
 from mbconv.training.recipe import Recipe
 from mbconv.training.recipes import SMALLEST, find_recipe, plan_epochs, usual_recipe
@@ -34,6 +38,10 @@ class Settings:
     flip: bool = True
     recipe: str | Recipe | None = None  # a name, or a whole one that is used as it is
     changes: tuple[str, ...] = ()  # path=value, single fields of the recipe
+    deterministic: bool = False
+    compile: compilation.Mode = "off"
+    trackers: tuple[str, ...] = ()  # beside metrics.jsonl; none named: TensorBoard if it is there
+    cache: Literal["auto", "off", "memory"] = "auto"  # of decoded pictures
 
     def __post_init__(self) -> None:
         for name in ("epochs", "budget", "resolution"):
@@ -44,10 +52,18 @@ class Settings:
             raise UserError("Give either epochs or a budget: each decides how long to train.")
         if self.resolution is not None and self.resolution < 32:
             raise UserError(f"resolution is {self.resolution}; it must be at least 32 pixels.")
+        self._check("compile", self.compile, compilation.MODES)
+        for tracker in self.trackers:
+            self._check("tracker", tracker, tracking.NAMES)
+            tracking.require(tracker)
         if isinstance(self.recipe, str):
             find_recipe(self.recipe)
         elif self.recipe and (self.epochs or self.budget or self.resolution):
             raise UserError("A whole Recipe says its epochs and resolution itself; give only that.")
+
+    def _check(self, name: str, value: str, known: Sequence[str]) -> None:
+        if value not in known:
+            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
 
 
 def open_data(data: str | Path, seed: int, reporter: Reporter) -> tuple[Dataset, Audit]:
@@ -82,7 +98,7 @@ def make_model(model: "MBConvNet | str | Path", classes: tuple[str, ...]) -> tup
 
 
 def announce(network: MBConvNet, pretrained: bool, name: str, reporter: Reporter) -> None:
-    """Say what learns, and that starting from nothing is slow."""
+    """Say which network it is and what it starts from."""
     params = sum(p.numel() for p in network.parameters())
     origin = "pretrained weights" if pretrained else "fresh weights"
     reporter.say(f"model: {network.spec.name}, {params / 1e6:.2f}M parameters, {origin}")
@@ -121,22 +137,30 @@ def choose_recipe(
     return changed(recipe, settings.changes)
 
 
+def random_batch(network: MBConvNet, recipe: Recipe, most: int = 16) -> Batch:
+    """Noise at the first phase's resolution, to measure steps with."""
+    size, side = min(most, recipe.batch_size), recipe.phases[0].resolution
+    pixels = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8)
+    return Batch(pixels, torch.arange(size) % network.spec.num_classes, ())
+
+
 def choose_machine(network: MBConvNet, recipe: Recipe, machine: Machine) -> Machine:
     """Measure training steps on random pictures at the first phase's resolution."""
-    size, side = min(16, recipe.batch_size), recipe.phases[0].resolution
-    pixels = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8)
-    labels = torch.arange(size) % network.spec.num_classes
-    batch = Batch(pixels, labels, ())
-    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with step_timer(network, recipe) as seconds_per_step:
+        return measured(machine, seconds_per_step)
+
+
+@contextmanager
+def step_timer(network: MBConvNet, recipe: Recipe) -> Iterator[Callable[[Machine], float]]:
+    """What measures a training step on a machine; the network is left as it was."""
+    batch = random_batch(network, recipe)
 
     def seconds_per_step(candidate: Machine) -> float:
         trainer = Trainer(network, recipe, candidate, total=1)
         return timed(lambda: trainer.backward(batch))
 
-    chosen = measured(machine, seconds_per_step)
-    network.load_state_dict(before)  # batch norms that learn have seen noise
-    network.zero_grad(set_to_none=True)
-    return chosen
+    with unchanged(network):
+        yield seconds_per_step
 
 
 # A step takes this much longer while pictures are read beside it (measured on two cores).
@@ -174,6 +198,42 @@ def fit_budget(
     enough = (side for side in sides if 3 * at_epoch * side**2 / rate <= left(side))
     side = next(enough, sides[-1])  # with fewer than three epochs, smaller pictures teach more
     return plan_epochs(lambda epochs: make(side, epochs), round(at_epoch), left(side), rate)
+
+
+def choose_cache(wanted: str, recipe: Recipe, pictures: int) -> dict[str, int] | None:
+    """What a run's config says of the cache: the side that decoded pictures are kept at, or None.
+
+    `auto` uses it where several epochs come and all training pictures have room; `memory` keeps
+    as many as have room. Raises UserError where that is asked for and there is none.
+    """
+    if wanted == "off" or (wanted == "auto" and recipe.epochs == 1):
+        return None
+    side = round(OVERSAMPLE * max(phase.resolution for phase in recipe.phases))
+    if not Path("/proc/meminfo").is_file():
+        if wanted == "auto":
+            return None
+        raise UserError("--cache memory asks Linux how much memory is free; leave it out here.")
+    places = room(side, available_memory())
+    if wanted == "auto":
+        return {"side": side} if places >= pictures else None
+    if not places:
+        raise UserError("There is no room to cache a single picture; train with --cache off.")
+    return {"side": side}
+
+
+def open_cache(
+    chosen: dict[str, int] | None, pictures: int, reporter: Reporter
+) -> PictureCache | None:
+    """The cache that a config asks for, with room for as many pictures as memory has now."""
+    if chosen is None:
+        return None
+    side = chosen["side"]
+    places = min(pictures, room(side, available_memory()))
+    reporter.say(
+        f"cache: {places:,} of {pictures:,} training pictures, decoded, short side up to {side} "
+        f"px; at most {places * place_bytes(side) / 1e9:.2f} GB of memory"
+    )
+    return PictureCache(side, places)
 
 
 def warn_of_small_maps(network: MBConvNet, recipe: Recipe, reporter: Reporter) -> None:

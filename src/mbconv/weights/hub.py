@@ -19,6 +19,8 @@ from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
 from mbconv.weights import file, repository
 
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
+
 PREFIX = "hf-hub:"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 

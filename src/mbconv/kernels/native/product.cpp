@@ -18,46 +18,58 @@ constexpr int64_t ROWS = 8;         // whose sums are held in registers together
 constexpr int VECTORS = 3;          // of outputs, as well
 constexpr int64_t STRIP = VECTORS * LANES;
 
-// The matrix as it lies: element (k, n) at weight[k * along_k + n * along_n].
+// The matrix as it lies: element (k, n) at weight[k * along_k + n * along_n], one of which is 1.
 struct Matrix {
     const float* weight;
     int64_t k, n, along_k, along_n;
-    float at(int64_t i, int64_t j) const {
-        return i < k && j < n ? weight[i * along_k + j * along_n] : 0.0f;
-    }
 };
 
-inline uint16_t rounded(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);
-    return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+// Two vectors as pairs of bf16, the first one's numbers in the lower halves.
+inline vec paired(vec low, vec high) {
+    return (vec)(__builtin_convertvector(to_bf16(low), uvec) |
+                 __builtin_convertvector(to_bf16(high), uvec) << 16);
 }
 
+// One strip, zeros where the matrix ends: [steps][STRIP] of floats, or of pairs of bf16 in a float's
+// place. First a matrix whose n lie side by side.
 template <class T>
-inline float as_stored_scalar(float x) {
-    if (sizeof(T) == 4) return x;
-    const uint32_t bits = static_cast<uint32_t>(rounded(x)) << 16;
-    float y;
-    std::memcpy(&y, &bits, 4);
-    return y;
+void pack_rows(const Matrix& m, int64_t strip, int64_t steps, float* out) {
+    const int64_t begin = strip * STRIP;
+    for (int64_t s = 0; s < steps; ++s)
+        for_vectors(m.n - begin, STRIP, [&](int64_t i, auto lanes) {
+            const auto row = [&](int64_t k) {
+                return k < m.k ? load(m.weight + k * m.along_k + begin + i, lanes) : vec{};
+            };
+            const vec v = PAIRS<T> ? paired(row(2 * s), row(2 * s + 1))
+                                   : as_stored(static_cast<const T*>(nullptr), row(s));
+            store(out + s * STRIP + i, v);
+        });
 }
 
-// One strip: [steps][STRIP] of floats, or of pairs of bf16 in a float's place.
+// Then one whose k do: a vector along k is spread over as many steps.
+template <class T>
+void pack_columns(const Matrix& m, int64_t strip, float* out) {
+    const int64_t begin = strip * STRIP, end = m.n - begin < STRIP ? m.n - begin : STRIP;
+    for (int64_t i = 0; i < end; ++i)
+        for_vectors(m.k, m.k, [&](int64_t k, auto lanes) {
+            const vec v = load(m.weight + (begin + i) * m.along_n + k, lanes);
+            float part[LANES];
+            if (PAIRS<T>)
+                store(reinterpret_cast<bf16*>(part), v);
+            else
+                store(part, as_stored(static_cast<const T*>(nullptr), v));
+            const int64_t left = (m.k - k + STEP<T> - 1) / STEP<T>;
+            for (int64_t j = 0; j < LANES / STEP<T> && j < left; ++j)
+                std::memcpy(out + (k / STEP<T> + j) * STRIP + i, part + j, sizeof(float));
+        });
+}
+
 template <class T>
 void pack(const Matrix& m, int64_t strip, int64_t steps, float* out) {
-    for (int64_t s = 0; s < steps; ++s)
-        for (int64_t i = 0; i < STRIP; ++i) {
-            const int64_t j = strip * STRIP + i;
-            float& place = out[s * STRIP + i];
-            if (PAIRS<T>) {
-                const uint32_t pair = rounded(m.at(2 * s, j)) |
-                                      static_cast<uint32_t>(rounded(m.at(2 * s + 1, j))) << 16;
-                std::memcpy(&place, &pair, 4);
-            } else {
-                place = as_stored_scalar<T>(m.at(s, j));
-            }
-        }
+    if (m.along_n == 1)
+        pack_rows<T>(m, strip, steps, out);
+    else
+        pack_columns<T>(m, strip, out);
 }
 
 // `V` vectors of R rows; `last` are the channels of the last vector.

@@ -1,0 +1,80 @@
+"""`mbconv export`: a network for other runtimes."""
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from mbconv.cli.base import data_root, find_data, main, offline
+
+
+class Batch(click.ParamType[int]):
+    """A number of pictures, or `dynamic` (0)."""
+
+    name = "batch"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        if value in ("dynamic", 0):
+            return 0
+        if not str(value).isdecimal() or int(str(value)) == 0:
+            self.fail(f"{value!r} is no batch; write a number, or dynamic.", param, ctx)
+        return int(str(value))
+
+
+@main.command()
+@click.argument("model")
+@click.option("--format", "runtime", type=click.Choice(["torch", "onnx", "openvino"]),
+              default="onnx", show_default=True)  # fmt: skip
+@click.option("--int8", is_flag=True, help="Quantise; calibrated on DATA's train split.")
+@click.option("--bf16", is_flag=True, help="Compute in bfloat16; torch and openvino.")
+@click.option("--data", metavar="DATA", help="Measure the artifact on these pictures.")
+@click.option("--max-drop", type=click.FloatRange(min=0), default=0.5, show_default=True,
+              help="Refuse an artifact that loses more, in points of accuracy.")  # fmt: skip
+@click.option("--resolution", type=click.IntRange(min=32), help="Side of the picture, in pixels.")
+@click.option("--batch", type=Batch(), default=0, metavar="B|dynamic", help="Pictures a call.")
+@click.option("--embed-preprocessing/--no-embed-preprocessing", "pictures", default=None,
+              help="Also write one that takes pictures. [default: onnx, openvino]")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="[default: beside MODEL]")
+@data_root
+@offline
+def export(
+    model: str,
+    runtime: Literal["torch", "onnx", "openvino"],
+    int8: bool,
+    bf16: bool,
+    data: str | None,
+    max_drop: float,
+    resolution: int | None,
+    batch: int,
+    pictures: bool | None,
+    out: Path | None,
+    data_root: Path | None,
+) -> None:
+    """Write MODEL for torch, ONNX Runtime or OpenVINO, with labels and preprocessing inside.
+
+    mbconv predict and mbconv eval take the result wherever they take a MODEL.
+    """
+    if int8 and bf16:
+        raise click.UsageError("Give --int8 or --bf16, not both.")
+    from mbconv.export.run import export_model
+    from mbconv.report.export import export_lines
+    from mbconv.runtime.artifact import Form
+
+    done = export_model(
+        model,
+        out,
+        form=Form(
+            runtime=runtime,
+            precision="int8" if int8 else "bfloat16" if bf16 else "float32",
+            batch=batch or None,
+        ),
+        data=None if data is None else find_data(data, data_root),
+        max_drop=max_drop,
+        resolution=resolution,
+        pictures=pictures,
+    )
+    click.echo("\n".join(export_lines(done.paths, done.comparisons)))
+    for text in done.warnings:
+        click.echo(f"warning: {text}", err=True)

@@ -1,0 +1,60 @@
+"""INT8 by NNCF: symmetric weights per channel, calibrated activations, corrected biases."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mbconv.data.decode import Unreadable
+from mbconv.data.source import Sample
+from mbconv.data.transform import normalise
+from mbconv.errors import UserError
+from mbconv.runtime.artifact import Runtime
+from mbconv.runtime.backend import installed
+from mbconv.runtime.predictor import Logits, Predictor
+
+
+def calibration_batches(
+    predictor: Predictor, samples: Sequence[Sample], batch: int | None
+) -> list[Logits]:
+    """The samples as the network is given them, float32 [batch or 1, 3, R, R] each.
+
+    Unreadable pictures are left out. Raises UserError where too few remain for a batch.
+    """
+    pixels = []
+    for sample in samples:
+        with contextlib.suppress(Unreadable):
+            pixels.append(predictor.prepare(sample.path))
+    size = batch or 1
+    groups = [pixels[i : i + size] for i in range(0, len(pixels) - size + 1, size)]
+    if not groups:
+        raise UserError(
+            f"INT8 needs at least {size} readable training pictures and there are {len(pixels)}."
+        )
+    tensors = (torch.from_numpy(np.stack(group)) for group in groups)
+    return [normalise(t, predictor.preprocessing).contiguous().numpy() for t in tensors]
+
+
+def quantize(graph: Any, runtime: Runtime, batches: Sequence[Logits]) -> Any:
+    """A copy of an ONNX or OpenVINO model in INT8.
+
+    Raises UserError where NNCF is not installed.
+    """
+    # NNCF imports torch's builder of extensions, which looks for CUDA and warns
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    nncf = installed("nncf", "export", "INT8")
+    nncf.set_log_level(logging.ERROR)
+    items = [{"tensor": batch} for batch in batches] if runtime == "onnx" else list(batches)
+    with contextlib.redirect_stdout(io.StringIO()):  # its own bars would break ours
+        return nncf.quantize(
+            graph if runtime == "onnx" else graph.clone(),
+            nncf.Dataset(items),
+            preset=nncf.QuantizationPreset.MIXED,
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=len(items),
+            fast_bias_correction=True,
+        )

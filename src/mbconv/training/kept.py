@@ -1,0 +1,34 @@
+"""Which network of a run is kept, and what its file says of it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from mbconv.nn.model import MBConvNet
+from mbconv.weights import file as model_file
+from mbconv.weights.model import MODEL_FILE
+
+
+def is_kept(score: float, best: float, n: int) -> bool:
+    """Whether a newer network with this accuracy on n pictures replaces the one that is kept.
+
+    It does unless it is more than one standard error below the best so far (Breiman et al. 1984
+    choose trees so): with a few hundred pictures the best of several epochs is mostly luck, and
+    the last ones, whose learning rate has come down, are the better bet.
+    """
+    return score >= best - math.sqrt(best * (1 - best) / n)
+
+
+def keep(run: Path, network: MBConvNet, config: dict[str, Any], line: dict[str, Any]) -> None:
+    """Write the run's model file: `network` as the epoch of this line of metrics left it."""
+    own = network.preprocessing
+    network.preprocessing = own.at(line["resolution"])
+    provenance = {
+        "trained_on": Path(config["data"]).name, "epoch": line["epoch"],
+        "val_top1": line["val_ema"], "recipe": config["recipe"]["name"],
+        "pretrained": config["model"], "base": config.get("base"),
+    }  # fmt: skip
+    try:
+        model_file.save(network, run / MODEL_FILE, provenance)
+    finally:
+        network.preprocessing = own
