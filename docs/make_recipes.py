@@ -32,6 +32,7 @@ GROUPS: dict[str, type] = {
     "regularization": Regularization,
     "transfer": Transfer,
 }
+PLAIN = ("batch_size", "checkpointing")  # fields of the recipe itself
 HEAD = """# Recipes
 
 Made by `python docs/make_recipes.py`.
@@ -79,7 +80,9 @@ def page() -> str:
     for name, make in RECIPES.items():
         parts.append(f"\n### `{name}`\n\n{inspect.getdoc(make)}\n")
     parts.append("\n## Fields\n\n| path | default | |\n|---|---|---|\n")
-    parts.append("| `batch_size` | 32 | pictures a step |\n")
+    for name in PLAIN:
+        default = json.dumps(Recipe.__dataclass_fields__[name].default)
+        parts.append(f"| `{name}` | `{default}` | {_comments(Recipe)[name]} |\n")
     for group, kind in GROUPS.items():
         notes = _comments(kind)
         for f in fields(kind):
@@ -92,7 +95,7 @@ def page() -> str:
 
 def covered() -> bool:
     """Whether the table has every group of a recipe."""
-    plain = {"name", "batch_size"}
+    plain = {"name", *PLAIN}
     groups = {group.partition(".")[0] for group in GROUPS}
     return {f.name for f in fields(Recipe)} == groups | plain
 

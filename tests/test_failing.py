@@ -22,6 +22,7 @@ from small import weights, write_classes, write_model
 
 WISHES: dict[str, Any] = {
     "epochs": 3, "resolution": 32, "changes": ["batch_size=10"], "trackers": ["none"],
+    "cache": "off",  # which would still have pictures that are gone
 }  # fmt: skip
 # Argument 4 is the number of the write that finds the disk full, argument 5 what writes.
 DRIVER = """

@@ -48,7 +48,7 @@ def test_training_by_a_config_of_format_1(tmp_path: Path) -> None:
 
 def flat(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe as format 1 had it."""
-    rest = {name: value for name, value in recipe.items() if not isinstance(value, dict)}
+    rest = {name: recipe[name] for name in ("name", "phases", "batch_size")}
     names = {
         "optimizer": ("learning_rate", "weight_decay"),
         "schedule": ("warmup",),

@@ -18,7 +18,9 @@ from mbconv.files import write_text
 
 def command_line() -> str:
     """What this process was started as, without the folder of the program."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return " ".join([name, *sys.argv[1:]])
 
 
 @lru_cache(maxsize=1)

@@ -87,14 +87,14 @@ data_root = click.option(
 )  # fmt: skip
 
 
-def find_data(data: str, data_root: Path | None) -> str:
+def find_data(data: str, data_root: Path | None, quiet: bool = False) -> str:
     """DATA, or the folder of the set that it names, downloaded if need be."""
     from mbconv.data import named
     from mbconv.training.console import Reporter
 
     if data not in named.SETS or Path(data).exists():
         return data
-    with Reporter().bar(1, data) as bar:
+    with Reporter(quiet).bar(1, data) as bar:
         return str(named.find(data, data_root, progress=bar.notify))
 
 

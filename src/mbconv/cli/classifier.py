@@ -55,31 +55,37 @@ def train(data: str | None, resume: Path | None, data_root: Path | None, **optio
     """Train on pictures: DATA/<class>/*, DATA/{train,val,test}/<class>/*, lists, shards, sets.
 
     Audits the pictures, fine-tunes, scores on held-out pictures, writes a report.
+
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m mbconv train ...; started again,
+    the same command goes on with the run that it has begun.
     """
     if (data is None) == (resume is None):
         raise click.UsageError("Give a folder of pictures or other DATA, or --resume and a run.")
     started = time.perf_counter()  # the budget counts from here, and importing torch takes a while
     from mbconv.training import run
+    from mbconv.training.distributed import joined
     from mbconv.training.folder import read_config
 
-    if resume is not None:
-        _refuse_beside("--resume", "the run's own config decides")
-        done = run.resume(resume)
-    else:
-        assert data is not None
-        out, config, model = options.pop("out"), options.pop("config"), options.pop("model")
-        if config is not None:
-            _refuse_beside("--config", "the config decides", but=("data", "data_root", "out"))
-            model = read_config(config)["model"]
-        done = run.train(
-            model,
-            find_data(data, data_root),
-            out or _free_folder(data),
-            config=config,
-            started=started,
-            **options,
-        )
-    click.echo(f"predict: mbconv predict {done.path} PICTURE...")
+    with joined() as world:
+        if resume is not None:
+            _refuse_beside("--resume", "the run's own config decides")
+            done = run.resume(resume)
+        else:
+            assert data is not None
+            out, config, model = options.pop("out"), options.pop("config"), options.pop("model")
+            if config is not None:
+                _refuse_beside("--config", "the config decides", but=("data", "data_root", "out"))
+                model = read_config(config)["model"]
+            done = run.train(
+                model,
+                find_data(data, data_root, quiet=not world.first),
+                out or _free_folder(data, again=world.launched),
+                config=config,
+                started=started,
+                **options,
+            )
+        if world.first:
+            click.echo(f"predict: mbconv predict {done.path} PICTURE...")
 
 
 @main.command(name="eval")
@@ -165,10 +171,13 @@ def _refuse_beside(flag: str, why: str, but: tuple[str, ...] = ()) -> None:
             raise click.UsageError(f"--{shown} has no effect beside {flag}: {why}.")
 
 
-def _free_folder(data: str) -> Path:
-    """runs/<name of the data>, with a number behind it where that is taken."""
+def _free_folder(data: str, again: bool = False) -> Path:
+    """runs/<name of the data>, with a number behind it where that is taken.
+
+    `again`: processes may be started again, and are to find the run that they have begun.
+    """
     path = Path(data.removeprefix("hf:"))
     name = path.resolve().name if path.is_dir() else re.split(r"[{.:]", path.name)[0].strip("-_")
     name = name or path.parent.name or "data"  # of a pattern that begins with braces
     numbers = (f"runs/{name}" if n == 1 else f"runs/{name}-{n}" for n in range(1, 10_000))
-    return next(path for path in map(Path, numbers) if not path.exists())
+    return next(path for path in map(Path, numbers) if again or not path.exists())

@@ -4,6 +4,7 @@ Each picture's randomness is seeded by (seed, epoch, picture), so that a batch d
 the number of workers and a resumed run sees what the uninterrupted one would have seen.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -105,5 +106,15 @@ def training_batches(
         collate_fn=pictures.collate,
         generator=torch.Generator(),  # its draw would disturb the global one
         prefetch_factor=ahead if workers else None,
+        worker_init_fn=_apart,
     )
     return iter(loader)
+
+
+def _apart(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM go to whole process groups; the trainer finishes its step.
+
+    For that it needs its workers; they end when it does.
+    """
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()

@@ -6,10 +6,12 @@ pages stay in memory, for so much of it is free; the system may still take them 
 
 import contextlib
 import os
+import platform
 import re
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -61,10 +63,12 @@ class PictureCache:
 
     What is read from it does not depend on what it holds: a picture without room, or that is not
     there yet, is brought to the same size first. Use it as a context; it leaves nothing behind.
-    Copies in other processes (forked or pickled) share its content. Needs Linux.
+    Copies in other processes (forked or pickled) share its content, and remove nothing when they
+    are closed. Needs Linux.
     """
 
     _handle: int
+    _remove: Callable[[], object]
     _bytes: NDArray[np.uint8]
     _entries: NDArray[np.void]
 
@@ -74,7 +78,7 @@ class PictureCache:
         _remove_abandoned()
         try:
             cache_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=cache_dir())
+            handle, name = tempfile.mkstemp(prefix=f"{_own()}{os.getpid()}-", dir=cache_dir())
             os.truncate(handle, self._start(count))
             os.close(handle)
         except OSError as error:
@@ -111,7 +115,7 @@ class PictureCache:
         return Kept(pixels, whole[1], whole[0])
 
     def close(self) -> None:
-        """Give the memory back. To be called once, where the cache was made."""
+        """Give the memory back. To be called once."""
         self._bytes, self._entries = np.zeros(0, np.uint8), np.zeros(0, _ENTRY)
         self.count = 0
         os.close(self._handle)
@@ -133,6 +137,7 @@ class PictureCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._remove = lambda: None
         self._open()
 
     def _open(self) -> None:
@@ -160,6 +165,11 @@ def _write(handle: int, data: bytes, start: int) -> None:
         data, start = data[written:], start + written
 
 
+def _own() -> str:
+    """What files of this machine begin with: the folder may be a home that several share."""
+    return f"{_PREFIX}{platform.node()}-"
+
+
 def _remove_own(path: Path, process: int) -> None:
     if os.getpid() == process:  # a forked copy is not the owner
         with contextlib.suppress(OSError):
@@ -168,8 +178,8 @@ def _remove_own(path: Path, process: int) -> None:
 
 def _remove_abandoned() -> None:
     """What processes that were killed have left behind."""
-    for path in cache_dir().glob(f"{_PREFIX}*"):
-        found = re.match(rf"{_PREFIX}(\d+)-", path.name)
+    for path in cache_dir().glob(f"{_own()}*"):
+        found = re.match(r"(\d+)-", path.name.removeprefix(_own()))
         with contextlib.suppress(OSError):
             try:
                 if found and int(found[1]) != os.getpid():

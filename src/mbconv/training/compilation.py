@@ -54,8 +54,10 @@ def settle(trainer: Trainer, batch: Batch, mode: Mode) -> str:
     """Compile the trainer's forward pass, or leave it, as `mode` (auto, on) says; a line on why.
 
     `batch` is what steps are measured with. The weights are left as they were, the buffers and
-    gradients too. Raises UserError where `on` was asked for and torch cannot compile here.
+    gradients too. Raises UserError where `on` was asked for and torch cannot compile here, and
+    for batch norms over several processes.
     """
+    trainer.world.check(trainer.recipe, replace(trainer.machine, compiled=True))
     with unchanged(trainer.model):
         eager = timed(lambda: trainer.backward(batch))
         if mode == "auto" and eager * trainer.total < WORTH_A_TRY:

@@ -41,6 +41,12 @@ class Trace:
     outputs: dict[str, float] = field(default_factory=dict)
     gradients: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def finite(self) -> bool:
+        """Whether everything was."""
+        values = [self.loss, *self.weights.values(), *self.outputs.values()]
+        return all(map(math.isfinite, [*values, *self.gradients.values()]))
+
     def culprit(self) -> str:
         """Where the first number that is not finite arose, in a sentence."""
         if (name := _first_broken(self.weights)) is not None:
@@ -91,7 +97,10 @@ def trace(trainer: "Trainer", batch: Batch, index: int, seed: int) -> Trace:
 def diverged(
     trainer: "Trainer", batch: Batch, index: int, seed: int, buffers: Sequence[Tensor]
 ) -> Diverged:
-    """The error for a step that came out not finite; puts `buffers` of before back."""
+    """The error for a step that came out not finite; puts `buffers` of before back.
+
+    Of several processes' shares of the step it is about the first that is not finite by itself.
+    """
     _restore(trainer.model, buffers)
     found = trace(trainer, batch, index, seed)
     _restore(trainer.model, buffers)
@@ -110,7 +119,7 @@ def diverged(
         "class_weights": trainer.class_weights,
         "weights": trainer.model.state_dict(),
     }
-    return Diverged(message, step)
+    return Diverged(*trainer.world.pick((message, step), wanted=not found.finite))
 
 
 def save_failed_step(run: Path, error: Diverged) -> Path:

@@ -47,12 +47,15 @@ def survivable(session: Survivor) -> Iterator[None]:
                     session.save()
                     told = f"stopped after step {session.next_step}.{_go_on(session)}"
                     session.reporter.say(told)
+                    if session.world.stops:  # all do: the first may take its time to write
+                        session.world.wait()
                 raise
     except (UserError, MemoryError, RuntimeError) as error:
         sentence = _sentence(error, session)
         if sentence is None:
             raise
-        raise UserError(sentence) from error
+        kind = type(error) if isinstance(error, UserError) else UserError
+        raise kind(sentence) from error
 
 
 def _sentence(error: Exception, session: Survivor) -> str | None:
@@ -81,8 +84,11 @@ def _go_on(session: Survivor) -> str:
     """How to, where there is something that can be gone on with."""
     if session.saved_step is None:
         return ""
+    kept = f" The state after step {session.saved_step} is kept."
+    if session.world.launched:
+        return f"{kept} Start the same command again to go on."
     command = shell_line(["train", "--resume", str(session.path)])
-    return f" The state after step {session.saved_step} is kept. Go on with:\n  {command}"
+    return f"{kept} Go on with:\n  {command}"
 
 
 def _short_of_memory(session: Survivor) -> str:

@@ -86,6 +86,12 @@ def _from_format1(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "format": FORMAT, "recipe": recipe}
 
 
+def was_begun(run: Path) -> bool:
+    """Whether there is a run that the very command which runs now has begun."""
+    path = run / "config.json"
+    return path.is_file() and read_config(path).get("command") == command_line()
+
+
 def network_of(config: dict[str, Any]) -> MBConvNet:
     """The config's network, with fresh weights."""
     made = build(Spec.from_dict(config["spec"]))

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the end of a step."""
+"""Ctrl-C and SIGTERM, by which schedulers end jobs, wait for the end of a step."""
 
 import signal
 import threading
@@ -6,32 +6,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from mbconv.training.distributed import World
+
 
 class Stepping(Protocol):
-    """What steps: whether it is in the middle of one, and whether it is to stop behind it."""
+    """What steps: whether it is in the middle of one; its world hears that it is to stop."""
 
     stepping: bool
-    stop_asked: bool
+    world: World
 
 
 @contextmanager
 def interrupts_held(session: Stepping) -> Iterator[None]:
     """While the session steps, Ctrl-C waits for the step's end, so that no step is half done.
 
-    A second one does not wait. Only a program's main thread can ask for this; elsewhere nothing
-    changes.
+    So does SIGTERM. A second one does not wait. Only a program's main thread can ask for this;
+    elsewhere nothing changes.
     """
 
     def handle(number: int, frame: object) -> None:
-        if not session.stepping or session.stop_asked:
+        if not session.stepping or session.world.asked:
             raise KeyboardInterrupt
-        session.stop_asked = True
+        session.world.asked = True
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

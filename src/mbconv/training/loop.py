@@ -14,12 +14,17 @@ from torch.optim.swa_utils import AveragedModel
 from mbconv.data.augment import mix
 from mbconv.data.loader import Batch, Pictures, training_batches
 from mbconv.data.transform import normalise
+from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
+from mbconv.nn.synced import sync_norms
 from mbconv.training import diagnosis, schedule
+from mbconv.training.checkpointing import stem_and_stages
+from mbconv.training.distributed import World
 from mbconv.training.loss import batch_loss, class_weights
 from mbconv.training.machine import Machine
 from mbconv.training.optimizer import make_optimizer
 from mbconv.training.recipe import Phase, Recipe
+from mbconv.training.reducer import Reducer
 from mbconv.training.transfer import freeze, parameter_groups, set_drop_path, set_training
 
 
@@ -33,12 +38,24 @@ class EpochStats:
     waited: float = 0.0
     failures: list[tuple[Any, str]] = field(default_factory=list)
 
+    @classmethod
+    def joined(cls, parts: Sequence["EpochStats"]) -> "EpochStats":
+        """Those of all processes in one; the seconds are theirs in parallel."""
+        return cls(
+            sum(part.loss_sum for part in parts),
+            sum(part.pictures for part in parts),
+            max(part.seconds for part in parts),
+            sum(part.waited for part in parts) / len(parts),
+            [failure for part in parts for failure in part.failures],
+        )
+
 
 class Trainer:
     """A network that learns by a recipe, its moving average and its optimizer.
 
     `total` is the number of steps; `counts` has the training pictures of each class, which a
-    recipe that weighs classes needs.
+    recipe that weighs classes needs. In a `world` of several processes each steps with its share
+    of a batch, and the weights stay the same in all.
     """
 
     def __init__(
@@ -48,7 +65,12 @@ class Trainer:
         machine: Machine,
         total: int,
         counts: Sequence[int] | None = None,
+        world: World | None = None,
     ) -> None:
+        self.world = world or World()
+        shared = self.world.size > 1
+        if recipe.transfer.norms == "synced" and shared:
+            sync_norms(model)
         self.model = model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
         self.recipe = recipe
         self.machine = machine
@@ -67,6 +89,7 @@ class Trainer:
             multi_avg_fn=_warm_average(recipe.regularization.ema_decay),
             use_buffers=True,
         )
+        self.reducer = Reducer(model, self.world, recipe.batch_size) if shared else None
 
     @property
     def ema(self) -> MBConvNet:
@@ -102,7 +125,12 @@ class Trainer:
             group["lr"] = rate * share
         buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch norms change theirs
         self.seed(index, seed)
-        value = self.backward(batch, index).item()
+        loss = self.backward(batch, index, self.reducer)
+        if self.reducer is not None:
+            loss = self.reducer.finish(loss, len(batch.labels))
+            if not self.reducer.pictures:  # no process could read any
+                return 0.0
+        value = loss.item()
         learning = [p for p in self.model.parameters() if p.grad is not None]
         norm = get_total_norm([cast(Tensor, p.grad) for p in learning])
         length = norm.item()
@@ -123,27 +151,44 @@ class Trainer:
         """Make what follows depend on (seed, index) alone."""
         torch.manual_seed(hash((seed, index)) & 0x7FFFFFFF)
 
-    def backward(self, batch: Batch, index: int = 0) -> Tensor:
+    def backward(self, batch: Batch, index: int = 0, reducer: Reducer | None = None) -> Tensor:
         """The loss of a batch at a step, with fresh gradients in the parameters.
 
-        Computed in equal parts where the recipe's micro_batch says so.
+        Computed in equal parts where the recipe's micro_batch says so. With a `reducer` both are
+        this process's share of those of the whole batch.
         """
         phase = self.recipe.phase(index // self.per_epoch + 1)
         set_training(self.model, self.recipe.transfer)
         self._set_dropout(phase)
         self.optimizer.zero_grad()
         count = len(batch.labels)
-        parts = -(-count // (self.recipe.optimizer.micro_batch or count))
+        whole = self.recipe.batch_size if reducer else count
         total = torch.zeros((), device=self.machine.device)
-        for pixels, labels in zip(
-            batch.pixels.tensor_split(parts), batch.labels.tensor_split(parts), strict=True
+        parts = self._parts(count)
+        if not count:
+            return total
+        for number, (pixels, labels) in enumerate(
+            zip(batch.pixels.tensor_split(parts), batch.labels.tensor_split(parts), strict=True), 1
         ):
             loss = self._loss(pixels, labels, phase)
-            if parts > 1:
-                loss = loss * (len(labels) / count)
+            if len(labels) != whole:
+                loss = loss * (len(labels) / whole)
+            if reducer and number == parts:
+                reducer.arm()
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
+
+    def _parts(self, count: int) -> int:
+        """In how many parts so many pictures are computed: in all processes the same number."""
+        most = count if self.world.size == 1 else -(-self.recipe.batch_size // self.world.size)
+        parts = -(-most // (self.recipe.optimizer.micro_batch or most)) if most else 0
+        if count < parts and self.world.size > 1 and self.recipe.transfer.norms == "synced":
+            raise UserError(
+                f"Only {count} of the step's pictures can be read here, and batch norms over all "
+                "processes need some in each: mbconv data check names broken files."
+            )
+        return min(parts, count)
 
     def _set_dropout(self, phase: Phase) -> None:
         wanted = phase.dropout
@@ -172,7 +217,10 @@ class Trainer:
                 x = model.stages[:frozen](model.stem(x))
             x = x.to(torch.float32)
         with self.machine.autocast(self.machine.dtype):
-            y = model.stages[frozen:](x if frozen else model.stem(x))
+            if self.recipe.checkpointing:
+                y = stem_and_stages(model, x, frozen)
+            else:
+                y = model.stages[frozen:](x if frozen else model.stem(x))
             logits: Tensor = model.head(y)
         return logits
 
@@ -191,7 +239,7 @@ def epochs(
     `on_step(index, stats)` is called after each step, `on_batch` with the pictures before it; what
     they raise ends the training there.
     """
-    recipe, samples = trainer.recipe, pictures.samples
+    recipe, samples, world = trainer.recipe, pictures.samples, trainer.world
     labels = [sample.label for sample in samples]
 
     def plan() -> Iterator[schedule.Step]:
@@ -199,7 +247,7 @@ def epochs(
 
     batches = training_batches(
         pictures,
-        (step.draws for step in plan()),
+        (world.share(step.draws) for step in plan()),
         workers=trainer.machine.workers,
         ahead=max(1, min(4, 128 // recipe.batch_size)),  # large batches take much memory
     )
@@ -210,13 +258,14 @@ def epochs(
         stats.waited += time.perf_counter() - asked
         stats.failures.extend(batch.failures)
         on_batch(batch)
-        if len(batch.labels):
-            stats.loss_sum += trainer.step(batch, step.index, seed) * len(batch.labels)
+        if len(batch.labels) or world.size > 1:
+            loss = trainer.step(batch, step.index, world.seed(seed))
+            stats.loss_sum += loss * len(batch.labels)
             stats.pictures += len(batch.labels)
         stats.seconds = time.perf_counter() - begun
         on_step(step.index, stats)
         if step.ends_epoch:
-            yield step, stats
+            yield step, EpochStats.joined(world.gather(stats))
             stats, begun = EpochStats(), time.perf_counter()
 
 

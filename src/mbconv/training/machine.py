@@ -62,11 +62,25 @@ def find_device(wanted: str = "auto") -> str:
     return wanted
 
 
-def plain_machine(device: str) -> Machine:
-    """The device with its usual settings, before anything was measured."""
+def plain_machine(device: str, processes: int = 1) -> Machine:
+    """The device with its usual settings, before anything was measured.
+
+    `processes` of a run share this computer's cores. torchrun sets OMP_NUM_THREADS to 1 where it
+    is not set, so that only another number is the user's.
+    """
     cores = os.cpu_count() or 1
-    workers = min(8, max(2, cores // 2))  # two were never slower than one (LOG.md)
-    return Machine(device=device, threads=torch.get_num_threads(), workers=workers)
+    if processes == 1:
+        workers = min(8, max(2, cores // 2))  # two were never slower than one (LOG.md)
+        return Machine(device=device, threads=torch.get_num_threads(), workers=workers)
+    if hasattr(os, "sched_getaffinity"):  # a cluster may lend a job some of the cores only
+        cores = len(os.sched_getaffinity(0))
+    share = max(1, cores // processes)
+    wanted = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    return Machine(
+        device=device,
+        threads=wanted if wanted > 1 else share,
+        workers=min(8, max(1, share // 2)),
+    )
 
 
 def measured(machine: Machine, seconds_per_step: Callable[[Machine], float]) -> Machine:

@@ -112,7 +112,8 @@ class Transfer:
     zero_head: bool = False  # the classifier starts from zero, where it is not fitted
     head_penalty: float = 0.03  # weight of the squared norm of the standardised classifier
     frozen_stages: int = field(default=0, metadata={"least": 0})  # with the stem; 0: all learns
-    norms: Literal["frozen", "train"] = "train"  # frozen: statistics stay, scale and shift learn
+    # frozen: statistics stay, scale and shift learn; synced: train, over all processes
+    norms: Literal["frozen", "train", "synced"] = "train"  # batch norms
     layer_decay: float = 1.0  # a stage's learning rate over that of the one behind it
 
     def __post_init__(self) -> None:
@@ -128,7 +129,8 @@ class Recipe:
 
     name: str
     phases: tuple[Phase, ...]
-    batch_size: int = 32  # pictures a step
+    batch_size: int = 32  # pictures a step, over all processes
+    checkpointing: bool = False  # keep block inputs alone and compute the rest again in backward
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     augmentation: Augmentation = field(default_factory=Augmentation)

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
+from mbconv.training import folder
 from mbconv.training.compilation import Mode
 from mbconv.training.console import Reporter
+from mbconv.training.distributed import World, joined
 from mbconv.training.failing import survivable
 from mbconv.training.recipe import Recipe
 from mbconv.training.session import OnEpoch, Session
@@ -62,23 +65,24 @@ def train(
     wandb, none. `config` is an earlier run's config.json, whose recipe, seed and machine are used
     again instead.
     `on_epoch(network, metrics)` is called with the averaged network after the head's fit and
-    after each epoch. `started` is the time on `time.perf_counter` that the budget counts from, by
-    default now.
+    after each epoch, in the first of several processes. `started` is the time on
+    `time.perf_counter` that the budget counts from, by default now.
 
-    Raises UserError for everything that the user can mend. Ctrl-C leaves a run that `resume`
-    continues.
+    Under torchrun its processes train together, and a run that the same command
+    has begun goes on. Raises UserError for everything that the user can mend. Ctrl-C leaves a run
+    that `resume` continues.
     """
     settings = Settings(
         epochs=epochs, budget=budget, resolution=resolution, seed=seed, device=device, flip=flip,
         recipe=recipe, changes=tuple(changes), cache=cache, deterministic=deterministic,
         compile=compile, trackers=tuple(trackers),
     )  # fmt: skip
-    session = Session(Path(out), Reporter(quiet), on_epoch)
-    session.started = started or session.started
-    with survivable(session):
-        session.prepare(model, data, settings, config)
-        session.fit_head()
-        return _finish(session)
+    with joined() as world:
+        session = Session(Path(out), world, _reporter(world, quiet), on_epoch)
+        session.started = started or session.started
+        with survivable(session):
+            _begin(session, model, data, settings, config)
+            return _finish(session)
 
 
 def resume(run: str | Path, *, on_epoch: OnEpoch | None = None, quiet: bool = False) -> Run:
@@ -86,15 +90,48 @@ def resume(run: str | Path, *, on_epoch: OnEpoch | None = None, quiet: bool = Fa
 
     Raises UserError where `run` holds nothing to resume or its pictures have gone.
     """
-    session = Session(Path(run), Reporter(quiet), on_epoch)
-    with survivable(session):
+    with joined() as world:
+        session = Session(Path(run), world, _reporter(world, quiet), on_epoch)
+        with survivable(session):
+            session.reopen()
+            return _finish(session)
+
+
+def _reporter(world: World, quiet: bool) -> Reporter:
+    return Reporter(quiet or not world.first)
+
+
+def _begin(
+    session: Session,
+    model: MBConvNet | str | Path,
+    data: str | Path,
+    settings: Settings,
+    config: str | Path | None,
+) -> None:
+    """Prepare the run in the first process, open what it has written in the others.
+
+    Where a launcher has started the same command again, all open the run that it has begun.
+    """
+    world, path = session.world, session.path
+    if world.decide(lambda: world.launched and folder.was_begun(path)):
         session.reopen()
-        if session.next_step == 0:
-            session.fit_head()
-        return _finish(session)
+        return
+    if world.first:
+        session.prepare(model, data, settings, config)
+    world.wait()
+    if not world.first:
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"{path} is not where the first process has made it: --out must lie on storage "
+                "that all machines share."
+            )
+        session.reopen()
 
 
 def _finish(session: Session) -> Run:
+    session.agree()
+    if session.next_step == 0:
+        session.fit_head()
     session.learn()
     model, record = session.finish()
     return Run(session.path, model, record)

@@ -4,13 +4,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mbconv.data.audit import Audit
 from mbconv.data.loader import Pictures
 from mbconv.data.source import Dataset
 from mbconv.errors import UserError
@@ -22,15 +20,16 @@ from mbconv.nn.model import MBConvNet
 from mbconv.record import Record, write_records
 from mbconv.report.run import write_report
 from mbconv.report.runs import LOCK
-from mbconv.runtime.predictor import Predictor
 from mbconv.training import compilation, determinism, folder, setup
 from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged, save_failed_step
+from mbconv.training.distributed import World
 from mbconv.training.failing import lost_pictures, tell_left_out
 from mbconv.training.head import start_head
 from mbconv.training.kept import is_kept, keep
 from mbconv.training.loop import EpochStats, Trainer, epochs
-from mbconv.training.machine import DTYPES, Machine, find_device, plain_machine
+from mbconv.training.machine import DTYPES, Machine
+from mbconv.training.plan import Plan, machine_of
 from mbconv.training.recipe import Recipe
 from mbconv.training.schedule import Step, total_steps
 from mbconv.training.state import load_state, save_state
@@ -52,8 +51,11 @@ class Session:
     recipe: Recipe
     trainer: Trainer
 
-    def __init__(self, path: Path, reporter: Reporter, on_epoch: OnEpoch | None = None) -> None:
+    def __init__(
+        self, path: Path, world: World, reporter: Reporter, on_epoch: OnEpoch | None = None
+    ) -> None:
         self.path = path
+        self.world = world
         self.reporter = reporter
         self.on_epoch = on_epoch
         self.started = self.saved = time.perf_counter()
@@ -62,7 +64,6 @@ class Session:
         self.closing = ExitStack()
         self.trackers = Trackers([], reporter.say)  # until the run is there to be watched
         self.stepping = False  # an interrupt waits for the end of the step
-        self.stop_asked = False
         self.best = 0.0  # validation accuracy
 
     # -- start ---------------------------------------------------------------------------------
@@ -83,37 +84,22 @@ class Session:
         check_writable(self.path)
         keep_freed_memory()
         earlier = folder.read_config(config) if config is not None else None
-        seed = earlier["seed"] if earlier else settings.seed
-        self.dataset, found = setup.open_data(data, seed, self.reporter)
-        torch.manual_seed(seed)  # of fresh weights, if only the classifier's
-        network, pretrained = setup.make_model(model, self.dataset.classes)
-        setup.announce(network, pretrained, str(model), self.reporter)
-        if earlier:
-            self.recipe = Recipe.from_dict(earlier["recipe"])
-            machine = Machine.from_dict(earlier["machine"])
-            cache = earlier.get("cache")
-        else:
-            self.recipe, machine = self._choose(network, found, pretrained, settings)
-            pictures = len(self.dataset.splits["train"])
-            cache = setup.choose_cache(settings.cache, self.recipe, pictures)
-        self.config = {
-            "model": str(model) if not isinstance(model, MBConvNet) else network.spec.name,
-            "data": self.dataset.source,
-            "seed": seed,
-            "budget_seconds": settings.budget,
-            "trackers": list(settings.trackers),
-            "cache": cache,
-        } | folder.made_with()
+        plan = Plan.make(model, data, settings, earlier, self.world, self.reporter, self.started)
+        self.dataset, self.recipe, network = plan.dataset, plan.recipe, plan.network
+        self.config = plan.config | folder.made_with()
         self._hold()
-        folder.write_data(self.path, self.dataset, found)
-        self._make_trainer(network, machine)
+        folder.write_data(self.path, self.dataset, plan.found)
+        self._make_trainer(network, plan.machine)
         if settings.compile != "off" and not earlier:
-            batch = setup.random_batch(network, self.recipe, self.recipe.batch_size)
+            share = -(-self.recipe.batch_size // self.world.size)
+            batch = setup.random_batch(network, self.recipe, share)
             self.reporter.say(compilation.settle(self.trainer, batch, settings.compile))
         self.config |= folder.describe(network, self.recipe, self.trainer.machine)
-        for line in setup.describe(network, self.recipe, machine):
+        for line in setup.describe(network, self.recipe, plan.machine):
             self.reporter.say(line)
-        if settings.resolution is not None or not pretrained:  # else the recipe knows what it does
+        if self.world.launched:
+            self.reporter.say(f"  {self.world.describe(self.recipe, plan.machine)}")
+        if settings.resolution is not None or not plan.pretrained:  # else the recipe knows
             setup.warn_of_small_maps(network, self.recipe, self.reporter)
         self._open_trackers()
         self.save()
@@ -128,7 +114,10 @@ class Session:
         self.recipe = Recipe.from_dict(self.config["recipe"])
         network = folder.network_of(self.config)
         network.labels = self.dataset.classes
-        self._make_trainer(network, Machine.from_dict(self.config["machine"]))
+        machine = machine_of(self.config, self.world)
+        if self.config.get("processes", 1) != self.world.size:
+            self.reporter.say(f"  now {self.world.describe(self.recipe, machine)}")
+        self._make_trainer(network, machine)
         past, damaged = load_state(self.path, self.trainer)
         if damaged:
             self.reporter.say(
@@ -140,50 +129,44 @@ class Session:
         self.started -= past["seconds"]
         # Before the first step the head is fitted again, and its line written again.
         epochs_done = self.next_step * self.recipe.epochs // self.trainer.total
-        folder.keep_metrics(self.path, through=epochs_done if self.next_step else -1)
-        self.reporter.say(f"resuming {self.path} at step {self.next_step + 1}")
+        if self.world.first:
+            folder.keep_metrics(self.path, through=epochs_done if self.next_step else -1)
+        done = self.next_step == self.trainer.total
+        where = "behind its last step" if done else f"at step {self.next_step + 1}"
+        self.reporter.say(f"resuming {self.path} {where}")
         self._open_trackers()
 
+    def agree(self) -> None:
+        """Raise UserError unless all processes are at the same step."""
+        if len(set(self.world.gather(self.next_step))) > 1:
+            raise UserError(
+                f"The processes find different states in {self.path}: it must lie on storage that "
+                "all machines share."
+            )
+
     def _hold(self) -> None:
-        """Keep other processes out of the folder until this run ends."""
+        """Keep other runs out of the folder until this one ends."""
+        if not self.world.first:
+            return
         busy = f"{self.path} is being trained by another process; wait for it, or stop it."
         self.closing.enter_context(locked(self.path / LOCK, busy))
 
     def _open_trackers(self) -> None:
+        if not self.world.first:
+            return
         say = self.reporter.say
         self.trackers = open_trackers(self.path, self.config, self.next_step, say)
         self.closing.callback(self.trackers.close)
 
-    def _choose(
-        self, network: MBConvNet, found: Audit, pretrained: bool, settings: setup.Settings
-    ) -> tuple[Recipe, Machine]:
-        resolution = setup.choose_resolution(network, found, settings.resolution)
-        sizes = {name: len(samples) for name, samples in self.dataset.splits.items()}
-
-        def make(resolution: int, epochs: int | None) -> Recipe:
-            return setup.choose_recipe(settings, resolution, sizes["train"], pretrained, epochs)
-
-        recipe = make(resolution, settings.epochs)
-        machine = plain_machine(find_device(settings.device))
-        machine = setup.choose_machine(network, recipe, machine)
-        if settings.budget is not None:
-            left = settings.budget - (time.perf_counter() - self.started)
-            rate = setup.pixel_rate(recipe, machine)
-            recipe = setup.fit_budget(make, recipe, rate, left, sizes)
-        if settings.deterministic:
-            machine = replace(machine, deterministic=True)
-            with setup.step_timer(network, recipe) as seconds_per_step:
-                self.reporter.say(determinism.describe_cost(machine, seconds_per_step))
-        return recipe, machine
-
     def _make_trainer(self, network: MBConvNet, machine: Machine) -> None:
+        self.world.check(self.recipe, machine)
         torch.set_num_threads(machine.threads)
         self.closing.enter_context(determinism.deterministic(machine))
         samples = self.dataset.splits["train"]
         total = total_steps(self.recipe, len(samples))
         counted = Counter(sample.label for sample in samples)
         counts = [counted[label] for label in range(len(self.dataset.classes))]
-        self.trainer = Trainer(network, self.recipe, machine, total, counts)
+        self.trainer = Trainer(network, self.recipe, machine, total, counts, self.world)
 
     # -- learn ---------------------------------------------------------------------------------
 
@@ -192,7 +175,7 @@ class Session:
         network, resolution = self.trainer.model, self.recipe.transfer.head_resolution
         begun, samples = time.perf_counter(), list(self.dataset.splits["train"])
         dtype = DTYPES[self.trainer.machine.frozen_dtype]
-        start_head(network, samples, self.recipe, self.reporter, dtype)
+        start_head(network, samples, self.recipe, self.reporter, dtype, self.world)
         self.trainer.ema.load_state_dict(network.state_dict())
         if resolution is None:
             return
@@ -205,7 +188,10 @@ class Session:
     def learn(self) -> None:
         """All epochs that are left; a line of metrics and a state to resume from after each."""
         samples = self.dataset.splits["train"]
-        cache = setup.open_cache(self.config.get("cache"), len(samples), self.reporter)
+        chosen = self.config.get("cache")
+        cache = self.world.on_each_machine(
+            lambda: setup.open_cache(chosen, len(samples), self.reporter)
+        )
         with cache or nullcontext():
             self._learn(Pictures(samples, self.recipe.augmentation, cache))
 
@@ -215,12 +201,13 @@ class Session:
 
             def on_step(index: int, stats: EpochStats) -> None:
                 self.next_step = index + 1
-                self.trackers.step(index + 1, self.trainer.figures, stats.pictures, stats.seconds)
+                pictures = self.world.size * stats.pictures
+                self.trackers.step(index + 1, self.trainer.figures, pictures, stats.seconds)
                 within = (index + 1) % per_epoch > 0  # else the epoch is scored first
-                if self.stop_asked and within:
+                if self.world.stops and within:
                     raise KeyboardInterrupt
                 loss = stats.loss_sum / max(1, stats.pictures)
-                rate = stats.pictures / max(1e-9, stats.seconds)
+                rate = pictures / max(1e-9, stats.seconds)
                 note = f"epoch {index // per_epoch + 1}  loss {loss:.3f}  {rate:.0f} img/s"
                 bar.update(index + 1, self.trainer.total, note)
                 if within and time.perf_counter() - self.saved > SAVE_EVERY:
@@ -234,12 +221,12 @@ class Session:
                     on_batch=lost_pictures(),
                 ):  # fmt: skip
                     self._end_epoch(step, stats)
-                    if self.stop_asked:
+                    if self.world.stops:
                         raise KeyboardInterrupt
-                    if self._out_of_time(step, stats):
+                    if self.world.decide(self._out_of_time, step, stats):
                         break
             except Diverged as error:
-                kept = save_failed_step(self.path, error)
+                kept = self.world.decide(save_failed_step, self.path, error)
                 raise UserError(
                     f"{error} The step is kept in {kept}; see it layer by layer: mbconv replay "
                     f"{self.path}"
@@ -273,10 +260,11 @@ class Session:
     def save(self) -> None:
         """Write the state that `reopen` goes on from."""
         self.saved = time.perf_counter()
-        seconds = self.saved - self.started
-        save_state(self.path, self.trainer, step=self.next_step, best=self.best, seconds=seconds)
+        if self.world.first:
+            step, seconds = self.next_step, self.saved - self.started
+            save_state(self.path, self.trainer, step=step, best=self.best, seconds=seconds)
+            self.trackers.saved()
         self.saved_step = self.next_step
-        self.trackers.saved()
 
     def _log(self, line: dict[str, Any]) -> None:
         """Score raw and averaged weights, keep the network unless it is worse, write the line."""
@@ -286,9 +274,11 @@ class Session:
         line = {**line, "seconds": time.perf_counter() - self.started,
                 "val_raw": raw, "val_ema": averaged, "val_n": n}  # fmt: skip
         line["kept"] = is_kept(averaged, self.best, n)
-        if line["kept"]:
+        if line["kept"] and self.world.first:
             keep(self.path, self.trainer.ema, self.config, line)
         self.best = max(self.best, averaged)
+        if not self.world.first:
+            return
         folder.add_metrics(self.path, line)
         self.trackers.epoch(self.next_step, line)
         self.reporter.metrics(line, self.recipe.epochs)
@@ -299,7 +289,7 @@ class Session:
         """Validation accuracy, and on how many pictures."""
         dtype = DTYPES[self.trainer.machine.frozen_dtype]
         preprocessing = network.preprocessing.at(resolution)
-        predictor = Predictor(network, dtype=dtype, preprocessing=preprocessing)
+        predictor = self.world.predictor(network, dtype=dtype, preprocessing=preprocessing)
         collected = collect(predictor, self.dataset.splits["val"])
         if network is self.trainer.model:  # the average is scored on the same pictures
             tell_left_out(collected.unreadable, self.reporter.say, " of validation")
@@ -312,7 +302,13 @@ class Session:
         """Score the best network on the test split (else on val), write records and report."""
         network = load(self.path)
         split = "test" if "test" in self.dataset.splits else "val"
-        record = evaluate(network, self.dataset, split=split)
+        record = evaluate(self.world.predictor(network), self.dataset, split=split)
+        if self.world.first:
+            self._write_score(network, record, split)
+        self.world.wait()
+        return network, record
+
+    def _write_score(self, network: MBConvNet, record: Record, split: str) -> None:
         explain_mistakes(network, record, self.dataset)
         self.trackers.log(self.next_step, {f"{split}/final_top1": record.value})
         self.trackers.saved()
@@ -326,4 +322,3 @@ class Session:
         )
         self.reporter.say(f"model:  {self.path / MODEL_FILE}")
         self.reporter.say(f"report: {self.path / 'report.html'}")
-        return network, record

@@ -167,11 +167,11 @@ def step_timer(network: MBConvNet, recipe: Recipe) -> Iterator[Callable[[Machine
 LOADED = 1.35
 
 
-def pixel_rate(recipe: Recipe, machine: Machine) -> float:
-    """Training pixels a second, from the trials of `choose_machine`."""
+def pixel_rate(recipe: Recipe, machine: Machine, processes: int = 1) -> float:
+    """Training pixels a second of all processes, from the trials of `choose_machine` in one."""
     seconds: float = min(trial["ms_per_step"] for trial in machine.trials) / 1000
     pixels = min(16, recipe.batch_size) * recipe.phases[0].resolution ** 2
-    return float(pixels / seconds / LOADED)
+    return float(processes * pixels / seconds / LOADED)
 
 
 def fit_budget(

@@ -1,0 +1,101 @@
+"""What a run is going to do, decided before anything of it is written."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mbconv.data.audit import Audit
+from mbconv.data.source import Dataset
+from mbconv.nn.model import MBConvNet
+from mbconv.training import determinism, setup
+from mbconv.training.console import Reporter
+from mbconv.training.distributed import World
+from mbconv.training.machine import Machine, find_device, plain_machine
+from mbconv.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Data, network, recipe and machine of a run."""
+
+    dataset: Dataset
+    found: Audit
+    network: MBConvNet
+    pretrained: bool
+    recipe: Recipe
+    machine: Machine
+    config: dict[str, Any]  # what a run's config says beside these
+
+    @classmethod
+    def make(
+        cls,
+        model: MBConvNet | str | Path,
+        data: str | Path,
+        settings: setup.Settings,
+        earlier: dict[str, Any] | None,
+        world: World,
+        reporter: Reporter,
+        started: float,
+    ) -> "Plan":
+        """Audit the data, make the network, measure what is fastest.
+
+        `earlier` is the config of a run whose seed, recipe and machine are used again. The budget
+        counts from `started`, on `time.perf_counter`.
+        """
+        seed = earlier["seed"] if earlier else settings.seed
+        dataset, found = setup.open_data(data, seed, reporter)
+        torch.manual_seed(seed)  # of fresh weights, if only the classifier's
+        network, pretrained = setup.make_model(model, dataset.classes)
+        setup.announce(network, pretrained, str(model), reporter)
+        if earlier:
+            recipe = Recipe.from_dict(earlier["recipe"])
+            machine, cache = machine_of(earlier, world), earlier.get("cache")
+        else:
+            resolution = setup.choose_resolution(network, found, settings.resolution)
+            sizes = {name: len(samples) for name, samples in dataset.splits.items()}
+
+            def usual(resolution: int, epochs: int | None) -> Recipe:
+                pictures = sizes["train"]
+                return setup.choose_recipe(settings, resolution, pictures, pretrained, epochs)
+
+            recipe = usual(resolution, settings.epochs)
+            machine = _fastest(network, recipe, settings, world, reporter)
+            if settings.budget is not None:
+                left = settings.budget - (time.perf_counter() - started)
+                rate = setup.pixel_rate(recipe, machine, world.size)
+                recipe = setup.fit_budget(usual, recipe, rate, left, sizes)
+            cache = setup.choose_cache(settings.cache, recipe, sizes["train"])
+        config = {
+            "model": str(model) if not isinstance(model, MBConvNet) else network.spec.name,
+            "data": dataset.source,
+            "seed": seed,
+            "budget_seconds": settings.budget,
+            "trackers": list(settings.trackers),
+            "cache": cache,
+            "processes": world.size,
+        }
+        return cls(dataset, found, network, pretrained, recipe, machine, config)
+
+
+def _fastest(
+    network: MBConvNet, recipe: Recipe, settings: setup.Settings, world: World, reporter: Reporter
+) -> Machine:
+    machine = plain_machine(find_device(settings.device), world.local_size)
+    machine = setup.choose_machine(network, recipe, machine)
+    if settings.deterministic:
+        machine = replace(machine, deterministic=True)
+        with setup.step_timer(network, recipe) as seconds_per_step:
+            reporter.say(determinism.describe_cost(machine, seconds_per_step))
+    return machine
+
+
+def machine_of(config: dict[str, Any], world: World) -> Machine:
+    """The machine of a run's config, its cores shared out among as many processes as there are."""
+    machine = Machine.from_dict(config["machine"])
+    if config.get("processes", 1) == world.size:
+        return machine
+    usual = plain_machine(machine.device, world.local_size)
+    return replace(machine, threads=usual.threads, workers=usual.workers)
