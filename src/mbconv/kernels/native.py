@@ -119,7 +119,7 @@ def normalise(
 
 def pool(x: Tensor, norm: Tensor, act: Act) -> Tensor:
     mean = x.new_empty(x.shape[0], x.shape[3], dtype=torch.float32)
-    run("pool", x, _half(x), _map(x), norm, _number(act), torch.get_num_threads(), mean)
+    run("pool", x, _half(x), _map(x), norm, _number(act), torch.get_num_threads(), mean, None)
     return mean
 
 

@@ -134,11 +134,12 @@ class Forward {
         parts.each([&](const Parts::Part& part, int thread) {
             const Map m{part.count, pixels, d.c}, out{part.count, pixels, b.out};
             const T* const own = middle + part.first * pixels * d.c;
-            const std::vector<float> factor = factors(own, m, norm, part.first);
-            T* const target = p + part.first * pixels * b.out;
-            mbconv_normalise(own, HALF, &m, norm.data(), act, or_null(factor), nullptr, parts.inner,
-                             scratch.of(thread));
-            weight.product(scratch.of(thread), part.count * pixels, parts.inner, target);
+            T *const target = p + part.first * pixels * b.out, *const a = scratch.of(thread);
+            if (b.squeezed)
+                gated(own, m, norm, part.first, a);
+            else
+                mbconv_normalise(own, HALF, &m, norm.data(), act, nullptr, nullptr, parts.inner, a);
+            weight.product(a, part.count * pixels, parts.inner, target);
             if (!b.frozen)
                 mbconv_moments(target, HALF, &out, parts.inner, found.mean(part.number),
                                found.variance(part.number));
@@ -146,16 +147,23 @@ class Forward {
         if (!b.frozen) found.join(parts, d.n, norms.mean(PROJECTION), norms.variance(PROJECTION));
     }
 
-    // The factors of these samples, [samples, c].
-    std::vector<float> factors(const T* own, const Map& m, const std::vector<float>& norm,
-                               int64_t first) const {
-        if (!b.squeezed) return {};
+    // Activation and gate of these samples: `a` is written once for the means, then multiplied.
+    void gated(const T* own, const Map& m, const std::vector<float>& norm, int64_t first,
+               T* a) const {
         float* const pooled = b.pooled + first * d.c;
-        mbconv_pool(own, HALF, &m, norm.data(), act, parts.inner, pooled);
-        std::vector<float> factor(m.n * d.c), inside(2 * b.squeezed);
-        for (int64_t s = 0; s < m.n; ++s)
-            gate.forward(pooled + s * d.c, inside.data(), &inside[b.squeezed], &factor[s * d.c]);
-        return factor;
+        mbconv_pool(own, HALF, &m, norm.data(), act, parts.inner, pooled, a);
+        std::vector<float> factor(d.c), inside(2 * b.squeezed);
+        for (int64_t s = 0; s < m.n; ++s) {
+            gate.forward(pooled + s * d.c, inside.data(), &inside[b.squeezed], factor.data());
+            parallel(chunks(pixels), parts.inner, [&](int64_t chunk, int) {
+                const int64_t from = chunk * CHUNK, end = std::min(from + CHUNK, pixels);
+                for (T* row = a + (s * pixels + from) * d.c; row < a + (s * pixels + end) * d.c;
+                     row += d.c)
+                    for_vectors(d.c, d.c, [&](int64_t i, auto lanes) {
+                        store(row + i, load(row + i, lanes) * load(&factor[i], lanes), lanes);
+                    });
+            });
+        }
     }
 
     const Block& b;

@@ -143,7 +143,7 @@ MBCONV_API void mbconv_normalise(const void* x, int half, const mbconv::Map*, co
                                  int act, const float* factor, const void* addend, int threads,
                                  void* y);
 MBCONV_API void mbconv_pool(const void* x, int half, const mbconv::Map*, const float* norm, int act,
-                            int threads, float* mean);
+                            int threads, float* mean, void* y);
 MBCONV_API void mbconv_reduce(const void* x, const void* grad, int half, const mbconv::Map*,
                               const float* norm, int act, int gated, const float* factor,
                               int threads, float* sums, void* y);

@@ -23,6 +23,7 @@ namespace mbconv {
 namespace {
 
 constexpr int64_t STRIP = 4;  // pixels of each phase whose sums are held in registers together
+constexpr int64_t FLUSH = 100;  // pixels whose share of the weights' gradient is summed by itself
 
 // The rows that belong to one input row.
 struct Rows {
@@ -183,7 +184,7 @@ void sweep(const Job<T>& job, const Task& task, float* scratch, float* dw, float
     const int64_t strips = rounded_up(size.start + in.w, STRIP * S) / (STRIP * S);
     float* const base = scratch + 4 * size.row;
     float* const weights = base + K * size.grad_row;
-    float* const row_dw = weights + size.weights;
+    float* const own_dw = weights + size.weights;
     const int64_t columns = size.row / GROUP, grad_columns = size.grad_row / GROUP;
     const Rows whole{columns, scratch, scratch + size.row, scratch + 2 * size.row,
                      scratch + 3 * size.row};
@@ -194,7 +195,8 @@ void sweep(const Job<T>& job, const Task& task, float* scratch, float* dw, float
     load_weights(job.weight + begin * K * K, K * K, channels, weights);
     const int64_t first = task.sample * d.h * d.w * d.c + begin;
     const int64_t first_out = task.sample * d.oh * d.ow * d.c + begin;
-    int64_t loaded = 0;
+    std::memset(own_dw, 0, size.weights * sizeof(float));
+    int64_t loaded = 0, pending = 0;
     for (int64_t ih = 0; ih < in.h; ++ih) {
         const int64_t reach = ih + above;  // tap row kh of output row (reach - kh) / S
         for (; loaded < out.h && loaded <= reach / S; ++loaded) {
@@ -207,7 +209,6 @@ void sweep(const Job<T>& job, const Task& task, float* scratch, float* dw, float
                 load_row(job.grad + at, out, channels, grad_columns, row);
         }
         job.rows.prepare(job.x + first + in.at(ih), in, channels, norm, pixels);
-        std::memset(row_dw, 0, size.weights * sizeof(float));
         for_lanes(channels, [&](int64_t lane, auto) {
             const float* rows[K] = {};
             for (int64_t kh = reach % S; kh < K; kh += S) {
@@ -218,10 +219,15 @@ void sweep(const Job<T>& job, const Task& task, float* scratch, float* dw, float
             }
             for (int64_t i = 0; i < strips; ++i)
                 strip<K, S>(rows, reach % S, weights + lane, whole.value + part(lane, columns),
-                            i * STRIP, row_dw + lane, whole.sum + part(lane, columns));
+                            i * STRIP, own_dw + lane, whole.sum + part(lane, columns));
         });
-        for (int64_t i = 0; i < size.weights; i += LANES)
-            store(dw + i, load(dw + i) + load(row_dw + i));
+        if ((pending += in.w) >= FLUSH || ih + 1 == in.h) {
+            for (int64_t i = 0; i < size.weights; i += LANES) {
+                store(dw + i, load(dw + i) + load(own_dw + i));
+                store(own_dw + i, vec{});
+            }
+            pending = 0;
+        }
         finish_row(pixels, in, channels, norm, sums, job.dz + first + in.at(ih));
     }
 }

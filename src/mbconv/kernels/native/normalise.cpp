@@ -1,7 +1,7 @@
 // Batch norm and activation of a map, times a factor a sample and channel, plus another map:
 //     y = act(norm(x)) * factor + addend
 // The factor is the gate's (squeeze-and-excitation) or drop-path's, the addend the shortcut.
-// `pool` takes the mean of act(norm(x)) over a sample's pixels and writes no map.
+// `pool` takes the mean of act(norm(x)) over a sample's pixels, and writes that map only if asked.
 //
 // Order: chunk of pixels > eight pixels > channels: the map is streamed in the order it lies in
 // memory, and the channel's parameters are loaded once for eight pixels.
@@ -32,13 +32,16 @@ void normalise_rows(const T* x, int64_t rows, int64_t c, const Norm& norm, const
     });
 }
 
-template <class Act, class T>
-void pool_rows(const T* x, int64_t rows, int64_t c, const Norm& norm, float* sum) {
+template <class Act, bool OUTPUT, class T>
+void pool_rows(const T* x, int64_t rows, int64_t c, const Norm& norm, float* sum, T* y) {
     for_vectors(c, c, [&](int64_t i, auto lanes) {
         const NormVec n(norm, i, lanes);
         vec s{};
-        for (int64_t at = i; at < rows * c; at += c)
-            s += Act::value(n.affine(n.centred(load(x + at, lanes))));
+        for (int64_t at = i; at < rows * c; at += c) {
+            const vec v = Act::value(n.affine(n.centred(load(x + at, lanes))));
+            if (OUTPUT) store(y + at, v, lanes);
+            s += v;
+        }
         store(sum + i, load(sum + i, lanes) + s, lanes);
     });
 }
@@ -67,16 +70,17 @@ void normalise(const T* x, const Map& m, const float* rows, const float* factor,
     });
 }
 
-template <class Act, class T>
-void pool(const T* x, const Map& m, const float* rows, int threads, float* mean) {
+template <class Act, bool OUTPUT, class T>
+void pool(const T* x, const Map& m, const float* rows, int threads, float* mean, T* y) {
     const Norm norm(rows, m.c);
     const int64_t per = chunks(m.pixels);
     std::vector<float> partial(m.n * per * m.c, 0.0f);
     for_chunks(m, threads, [&](int64_t sample, int64_t first, int64_t pixels, int64_t chunk) {
-        for (int64_t p = 0; p < pixels; p += ROWS)
-            pool_rows<Act>(x + (sample * m.pixels + first + p) * m.c,
-                           pixels - p < ROWS ? pixels - p : ROWS, m.c, norm,
-                           &partial[chunk * m.c]);
+        for (int64_t p = 0; p < pixels; p += ROWS) {
+            const int64_t at = (sample * m.pixels + first + p) * m.c;
+            pool_rows<Act, OUTPUT>(x + at, pixels - p < ROWS ? pixels - p : ROWS, m.c, norm,
+                                   &partial[chunk * m.c], OUTPUT ? y + at : nullptr);
+        }
     });
     for (int64_t s = 0; s < m.n; ++s)
         for (int64_t i = 0; i < m.c; ++i) {
@@ -103,8 +107,15 @@ void normalise_any(const T* x, const Map& m, const float* norm, int act, const f
 }
 
 template <class T>
-void pool_any(const T* x, const Map& m, const float* norm, int act, int threads, float* mean) {
-    with_activation(act, [&](auto kind) { pool<decltype(kind)>(x, m, norm, threads, mean); });
+void pool_any(const T* x, const Map& m, const float* norm, int act, int threads, float* mean,
+              T* y) {
+    with_activation(act, [&](auto kind) {
+        using Act = decltype(kind);
+        if (y)
+            pool<Act, true>(x, m, norm, threads, mean, y);
+        else
+            pool<Act, false>(x, m, norm, threads, mean, y);
+    });
 }
 
 }  // namespace
@@ -123,9 +134,10 @@ MBCONV_API void mbconv_normalise(const void* x, int half, const Map* m, const fl
 }
 
 MBCONV_API void mbconv_pool(const void* x, int half, const Map* m, const float* norm, int act,
-                            int threads, float* mean) {
+                            int threads, float* mean, void* y) {
     if (half)
-        pool_any(static_cast<const bf16*>(x), *m, norm, act, threads, mean);
+        pool_any(static_cast<const bf16*>(x), *m, norm, act, threads, mean, static_cast<bf16*>(y));
     else
-        pool_any(static_cast<const float*>(x), *m, norm, act, threads, mean);
+        pool_any(static_cast<const float*>(x), *m, norm, act, threads, mean,
+                 static_cast<float*>(y));
 }
