@@ -56,8 +56,8 @@ def obstacle(module: "MBConvBlock") -> str | None:
         and (expand is None or type(expand.act) is type(middle.act))
     ):
         return "convolutions or activations of this shape or order are not fused"
-    if len({(n.eps, n.training) for n in norms_of(module)}) > 1:
-        return "batch norms that differ in eps or mode are not fused"
+    if len({(n.eps, n.momentum, n.training) for n in norms_of(module)}) > 1:
+        return "batch norms that differ in eps, momentum or mode are not fused"
     found = None if module.gate is None else _strange_gate(module.gate)
     if found is None and module.shortcut is not None:
         found = _strange(module.shortcut, nn.Identity)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mbconv import kernels
 from mbconv.kernels.block import block as block_operator
@@ -49,7 +49,7 @@ def conv_norm_act(module: "ConvNormAct", x: Tensor) -> Tensor | None:
     x, affine = found
     y: Tensor
     y, statistics = norm_act(x, affine, ACTIVATIONS[type(module.act)], module.norm.eps)
-    _update(module.norm, statistics, y.numel() // y.shape[1])
+    _update([module.norm], statistics, [y.numel() // y.shape[1]])
     return y
 
 
@@ -61,7 +61,7 @@ def conv_norm_act_mean(module: "ConvNormAct", x: Tensor) -> Tensor | None:
     x, affine = found
     mean: Tensor
     mean, statistics = norm_act_pool(x, affine, ACTIVATIONS[type(module.act)], module.norm.eps)
-    _update(module.norm, statistics, x.numel() // x.shape[1])
+    _update([module.norm], statistics, [x.numel() // x.shape[1]])
     return mean
 
 
@@ -97,10 +97,7 @@ def block(module: "MBConvBlock", x: Tensor) -> Tensor | None:
         )
     if not frozen:
         into, out = x.numel() // x.shape[1], y.numel() // y.shape[1]
-        counts = [into, out, out][-len(norms) :]
-        widths = [n.num_features for n in norms]
-        for norm, own, count in zip(norms, statistics.split(widths, 1), counts, strict=True):
-            _update(norm, own, count)
+        _update(norms, statistics, [into, out, out][-len(norms) :])
     return y
 
 
@@ -178,13 +175,14 @@ def _fits(module: "MBConvBlock", x: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _update(norm: nn.BatchNorm2d, statistics: Tensor, count: int) -> None:
-    """The running statistics, as batch norm updates them: with the unbiased variance."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    assert norm.momentum is not None
-    mean, variance = statistics.to(norm.running_mean.dtype)
-    norm.num_batches_tracked.add_(1)
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+def _update(norms: list[Any], statistics: Tensor, counts: list[int]) -> None:
+    """The running statistics, as batch norm updates them: with the unbiased variance.
+
+    `statistics` [2, C] are those of all these norms, over so many values a channel each.
+    """
+    means, variances = statistics.to(norms[0].running_mean.dtype)
+    widths = [norm.num_features for norm in norms]
+    unbiased = torch._foreach_mul(variances.split(widths), [n / (n - 1) for n in counts])
+    running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
+    torch._foreach_lerp_(running, [*means.split(widths), *unbiased], norms[0].momentum)
+    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
