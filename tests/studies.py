@@ -79,7 +79,7 @@ def fake_study(
         "seeds": 3,
         "baseline": names[0],
         "arms": arms,
-        "machine": Machine().to_dict(),
+        "machine": Machine(),
         "cache": None,
     }
     plan = Plan(**{**values, **changes})

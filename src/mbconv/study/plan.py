@@ -9,6 +9,7 @@ from mbconv.errors import UserError
 from mbconv.files import write_json
 from mbconv.record import command_line, environment
 from mbconv.report.folder import read_object
+from mbconv.training.machine import Machine
 from mbconv.training.recipe import Recipe
 
 FORMAT = 1
@@ -102,7 +103,7 @@ class Plan:
     seeds: int
     baseline: str
     arms: tuple[PlannedArm, ...]
-    machine: dict[str, Any]
+    machine: Machine
     cache: dict[str, int] | None  # of decoded pictures, as a run's config has it
     environment: dict[str, Any] = field(default_factory=environment)
     command: str = field(default_factory=command_line)
@@ -141,7 +142,8 @@ def read_plan(folder: Path) -> Plan:
         known = {f.name for f in fields(Plan)}
         values = {key: value for key, value in data.items() if key in known}
         return Plan(**{**values, "asked": Asked(**{**asked, **lists}), "arms": arms,
-                       "classes": tuple(data["classes"])})  # fmt: skip
+                       "classes": tuple(data["classes"]),
+                       "machine": Machine.from_dict(data["machine"])})  # fmt: skip
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / PLAN} is broken ({error}); start the study anew.") from error
 

@@ -21,7 +21,7 @@ from mbconv.study.ready import find_study
 from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged
 from mbconv.training.folder import FORMAT
-from mbconv.training.machine import Machine, find_device
+from mbconv.training.machine import find_device
 from mbconv.training.run import resume, train
 
 PATIENCE = 600.0  # seconds that another process's planning may take
@@ -56,7 +56,7 @@ def run_study(
     check_writable(folder)
     with locked(folder / "claims" / "plan", "Another process plans this study.", PATIENCE):
         plan = _planned(make, asked, folder, budget, reporter)
-    find_device(plan.machine["device"])
+    find_device(plan.machine.device)
     try:
         complete = _Worker(plan, folder, reporter, deadline).work()
     finally:
@@ -239,7 +239,7 @@ class _Worker:
             "model": arm.model or str(self.folder / "arms" / f"{arm.slug}.json"),
             "seed": job.seed,
             "recipe": arm.recipe.to_dict(),
-            "machine": Machine.from_dict(self.plan.machine).to_dict(),
+            "machine": self.plan.machine.to_dict(),
             "cache": self.plan.cache,
         }
         path = self.folder / "arms" / f"{arm.slug}-seed{job.seed}.json"
