@@ -216,8 +216,8 @@ def test_the_page_says_what_came_out(tmp_path: Path) -> None:
     assert 0 < better.low < better.value == pytest.approx(0.0983, abs=1e-3)
     assert found["mean_top1", "silu, no"].n == 3
     svg = (folder / "study.svg").read_text()
-    assert svg.count('class="seed"') == 12
-    assert svg.count('class="reach"') == 4
+    assert svg.count('class="seed"') == 9
+    assert svg.count('class="reach"') == 3
 
 
 def test_the_page_of_an_unfinished_study(tmp_path: Path) -> None:

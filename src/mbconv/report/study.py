@@ -103,7 +103,7 @@ def title(study: StudyFolder) -> str:
     for kind in ("better", "worse"):
         names = [arm.name for arm in compared if arm.contrast and arm.contrast.verdict == kind]
         if names:
-            parts.append(f"{kind}: {words.listing([f'“{n}”' for n in names], 5)}")
+            parts.append(f"{kind}: {words.listing([f'“{n}”' for n in names], 3)}")
     rest = sum(a.contrast is not None and a.contrast.verdict[0] == "n" for a in compared)
     if not parts:
         return f"{name}: no arm can be told apart from “{baseline}”"
@@ -147,12 +147,18 @@ def cells(arm: ArmRow, study: StudyFolder) -> Json:
     }
 
 
-COLUMNS = (
-    ("name", "arm"), ("seeds", "seeds"), ("accuracy", "accuracy, 95%"),
-    ("difference", "difference over seeds"), ("pictures", "on new pictures"),
-    ("params", "M parameters"), ("macs", "MMACs"), ("step", "ms a step"), ("pass", "ms a picture"),
-    ("epochs", "epochs"), ("time", "time a run"), ("verdict", "verdict"),
-)  # fmt: skip
+VERDICTS = (("name", "arm"), ("seeds", "seeds"), ("accuracy", "accuracy"),
+            ("difference", "difference, over seeds"), ("pictures", "on new pictures"),
+            ("verdict", "verdict"))  # fmt: skip
+COSTS = (("name", "arm"), ("params", "M parameters"), ("macs", "MMACs"),
+         ("step", "ms a training step"), ("pass", "ms a picture"), ("epochs", "epochs"),
+         ("time", "time a run"))  # fmt: skip
+
+
+def table(study: StudyFolder, columns: Sequence[tuple[str, str]]) -> list[list[str]]:
+    """A row of text an arm."""
+    texts = [cells(arm, study) for arm in study.arms]
+    return [[row[key] for key, _ in columns] for row in texts]
 
 
 def context(study: StudyFolder) -> Json:
@@ -162,8 +168,10 @@ def context(study: StudyFolder) -> Json:
         "name": study.plan["name"],
         "question": study.plan["question"],
         "about": study.plan["about"],
-        "columns": [label for _, label in COLUMNS],
-        "rows": [[cells(arm, study)[key] for key, _ in COLUMNS] for arm in study.arms],
+        "columns": [label for _, label in VERDICTS],
+        "rows": table(study, VERDICTS),
+        "cost_columns": [label for _, label in COSTS],
+        "costs": table(study, COSTS),
         "verdicts": [(arm.contrast.verdict if arm.contrast else "") for arm in study.arms],
         "matrix": matrix(study),
         "remarks": remarks(study),
@@ -238,11 +246,9 @@ def markdown(study: StudyFolder) -> list[str]:
             for row, texts in found["rows"]
         ])  # fmt: skip
         lines += ["", "Mean accuracy; the baseline is bold.", ""]
-    lines += _table(
-        [label for _, label in COLUMNS],
-        [[cells(arm, study)[key] for key, _ in COLUMNS] for arm in study.arms],
-    )
-    lines += ["", *(f"- {text}" for text in remarks(study))]
+    for columns in (VERDICTS, COSTS):
+        lines += [*_table([label for _, label in columns], table(study, columns)), ""]
+    lines += [f"- {text}" for text in remarks(study)]
     lines += [f"- {name}: {value}" for name, value in facts(study)]
     return [*lines, "", *METHOD]
 
