@@ -118,6 +118,12 @@ def test_seeds_that_would_be_needed() -> None:
     assert contrasts(same, {}, {"b": "a"})["b"].needed_seeds is None
 
 
+def test_equal_scores_are_not_told_apart_by_rounding() -> None:
+    table = cells({name: [0.1, 0.7, 1 / 3] for name in "abc"})
+    for found in contrasts(table, {}, {"b": "a", "c": "a"}).values():
+        assert (found.value, found.verdict) == (0, "not distinguishable")
+
+
 def test_one_seed_says_nothing_about_seeds() -> None:
     found = contrasts(cells({"a": [0.5], "b": [0.9]}), {}, {"b": "a"})["b"]
     assert found.across_seeds is None

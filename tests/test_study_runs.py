@@ -121,7 +121,8 @@ def test_the_seed_decides_first_weights_and_pictures(
     assert found["runs/one/seed1"] == found["runs/two/seed1"]
     contrast = read_study(out).arms[1].contrast
     assert contrast is not None
-    assert (contrast.value, contrast.verdict) == (0, "not distinguishable")
+    assert contrast.value == 0
+    assert contrast.verdict == "not distinguishable"
 
 
 def test_killed_and_started_again_it_repeats_nothing(place: Path) -> None:
@@ -196,7 +197,7 @@ def test_an_arm_that_diverges_does_not_stop_the_study(place: Path) -> None:
     mbconv.run_study(rates, place / "data", out, **arguments(place), seeds=1, epochs=2)
     study = read_study(out)
     assert list(study.arms[0].scores) == [0]
-    assert "not finite" in study.arms[1].failures[0]
+    assert "finite number" in study.arms[1].failures[0]
     assert "wild, seed 0:" in (out / "study.md").read_text()
     begun = (out / "runs/wild/seed0/config.json").stat().st_mtime_ns
     mbconv.run_study(rates, place / "data", out, **arguments(place), seeds=1, epochs=2)

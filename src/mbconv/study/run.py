@@ -11,6 +11,7 @@ from typing import Any
 
 from mbconv.errors import UserError
 from mbconv.files import Busy, check_writable, locked, write_json
+from mbconv.measure.accuracy import NotFinite
 from mbconv.record import Record
 from mbconv.report.study import write_study
 from mbconv.report.words import count, duration, percent
@@ -216,10 +217,11 @@ class _Worker:
         except UserError as error:
             if isinstance(error.__cause__, Busy):  # a dead process's children, for some seconds
                 return
-            if not isinstance(error.__cause__, Diverged):
+            if not isinstance(error.__cause__, Diverged | NotFinite):
                 raise
-            write_json(job.failure, {"reason": str(error)})
-            result = "diverged: " + str(error).partition(". ")[0]
+            reason = str(error.__cause__).partition(". ")[0] + "."
+            write_json(job.failure, {"reason": reason})
+            result = f"diverged: {reason}"
         _forget_state(job.path)
         seconds = time.perf_counter() - begun
         if fresh:  # a resumed run says nothing about how long one takes
