@@ -80,7 +80,6 @@ def fake_study(
         "baseline": names[0],
         "arms": arms,
         "machine": Machine(),
-        "cache": None,
     }
     plan = Plan(**{**values, **changes})
     plan.write(folder)

@@ -126,6 +126,10 @@ def test_a_study_of_ones_own(tmp_path: Path) -> None:
     assert names(load_study(f"{path}:pools")(SMALL)) == ["avg", "max"]
     with pytest.raises(UserError, match="no function 'pool'; it has pools"):
         load_study(f"{path}:pool")
+    with pytest.raises(UserError, match="The study mine fails: TypeError"):
+        planning._grid(lambda: pools(SMALL), SMALL, Asked(study="mine", data="x"))  # type: ignore
+    with pytest.raises(UserError, match="returned list; it must return"):
+        planning._grid(lambda base: [base], SMALL, Asked(study="mine", data="x"))  # type: ignore
     path.write_text("1 / 0")
     with pytest.raises(UserError, match="fails: ZeroDivisionError"):
         load_study(f"{path}:pools")
@@ -257,7 +261,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert done.exit_code == 2
         assert words in done.output
         assert "Traceback" not in done.output
-    assert not (tmp_path / "studies/pooling/study.json").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_runs_of_a_study_are_listed(tmp_path: Path) -> None:
@@ -266,3 +270,27 @@ def test_runs_of_a_study_are_listed(tmp_path: Path) -> None:
     (folder / "runs/a/seed0/config.json").write_text(json.dumps(config))
     (row,) = list_runs([folder])
     assert (row.state, row.score) == ("finished", 0.5)
+
+
+def test_only_some_arms_and_what_they_stand_beside() -> None:
+    wanted = Asked(study="pools", data="x", axes=("epochs=2,4",), arms=("max, epochs 4",))
+    grid = planning._grid(pools, SMALL, wanted)
+    assert names(grid) == ["avg, epochs 2", "avg, epochs 4", "max, epochs 4"]
+    for changes, words in (
+        ({"arms": ("mean*",)}, "fits none of the study's arms: avg, max"),
+        ({"axes": ("epochs",)}, "write PATH=A,B"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            planning._grid(pools, SMALL, Asked(study="pools", data="x", **changes))
+
+
+def test_the_page_on_studies_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parent.parent / "docs/studies.md").read_text(encoding="utf-8")
+    assert CliRunner().invoke(main, ["study", "--list"]).output in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    grid = found["kernels"](SMALL)
+    assert grid.beside(grid.arms[2]) == "5x5"
+    options = {o for param in main.commands["study"].params for o in param.opts}
+    assert set(re.findall(r"(?<![\w-])--[a-z]+", text)) - options == {"--phi", "--save"}

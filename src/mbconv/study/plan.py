@@ -52,6 +52,7 @@ class PlannedArm:
     recipe: Recipe
     levels: dict[str, str] = field(default_factory=dict)
     beside: str | None = None  # the arm that it is compared with; None: the baseline itself
+    cache: dict[str, int] | None = None  # of decoded pictures, as a run's config has it
     ms_per_step: float = 0.0  # a training step of a whole batch, at the last resolution
     ms_per_picture: float = 0.0  # in evaluation, of a batch of 16
     seconds: float = 0.0  # that one run is expected to take
@@ -104,7 +105,6 @@ class Plan:
     baseline: str
     arms: tuple[PlannedArm, ...]
     machine: Machine
-    cache: dict[str, int] | None  # of decoded pictures, as a run's config has it
     environment: dict[str, Any] = field(default_factory=environment)
     command: str = field(default_factory=command_line)
 

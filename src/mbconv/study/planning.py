@@ -143,17 +143,22 @@ def make_plan(study: Study, asked: Asked, budget: float | None, reporter: Report
     seeds = asked.seeds or grid.seeds
     epochs = _fit(_Offer(grid, makers, bench, seeds), asked, left, budget)
     arms = tuple(_planned(arm, grid, makers[arm.name](epochs), bench) for arm in grid.arms)
-    cache = setup.choose_cache("auto", arms[0].recipe, pictures["train"])
     name, about = asked.study.rpartition(":")[2], inspect.getdoc(study) or ""
     return Plan(name=name, question=grid.question or question(study), about=about, asked=asked,
                 resolution=side, classes=dataset.classes, pictures=pictures,
                 seeds=seeds, baseline=str(grid.baseline), arms=arms,
-                machine=bench.machine, cache=cache)  # fmt: skip
+                machine=bench.machine)  # fmt: skip
 
 
 def _grid(study: Study, base: Spec, asked: Asked) -> Grid:
     """The study's grid for this base, with the user's axes and only the arms that are wanted."""
-    grid = study(base)
+    try:
+        grid = study(base)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's function raises
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(f"The study {asked.study} fails: {said}.") from error
     if not isinstance(grid, Grid):
         raise UserError(
             f"The study {asked.study} returned {type(grid).__name__}; it must return a "
@@ -203,6 +208,7 @@ def _planned(arm: Arm, grid: Grid, recipe: Recipe, bench: Bench) -> PlannedArm:
         recipe=recipe,
         levels=arm.levels,
         beside=grid.beside(arm),
+        cache=setup.choose_cache("auto", recipe, bench.pictures["train"]),
         ms_per_step=round(1000 * bench.step(arm, recipe, side), 2),
         ms_per_picture=round(1000 / PICTURES * pass_seconds(network, side, bench.machine), 3),
         seconds=round(bench.seconds(arm, recipe), 1),

@@ -4,7 +4,7 @@ import importlib.util
 import inspect
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,21 +55,38 @@ def run_study(
     make = load_study(study) if isinstance(study, str) else study
     deadline = None if budget is None else time.perf_counter() + budget
     check_writable(folder)
-    with locked(folder / "claims" / "plan", "Another process plans this study.", PATIENCE):
+    with _planning(folder):
         plan = _planned(make, asked, folder, budget, reporter)
     find_device(plan.machine.device)
+    stopped = "interrupted"
     try:
         complete = _Worker(plan, folder, reporter, deadline).work()
+        stopped = "" if complete else "another run would not fit into the budget"
     finally:
         pages = write_study(folder)
-    if not complete:
-        reporter.say(
-            f"stopped: another run would not fit into the budget. {_progress(plan, folder)}; the "
-            "same command goes on."
-        )
-    for page in pages:
-        reporter.say(f"study: {page}")
+        if stopped:
+            reporter.say(
+                f"stopped: {stopped}. {_progress(plan, folder)}; the same command goes on."
+            )
+        for page in pages:
+            reporter.say(f"study: {page}")
     return plan
+
+
+@contextmanager
+def _planning(folder: Path) -> Iterator[None]:
+    """One process plans at a time; a folder in which nothing could be planned is not left."""
+    claim = folder / "claims" / "plan"
+    try:
+        with locked(claim, f"Another process has long been planning {folder}.", PATIENCE):
+            yield
+    except BaseException:
+        if not (folder / PLAN).exists():
+            claim.unlink(missing_ok=True)
+            with suppress(OSError):  # where somebody else has put something there
+                for path in (claim.parent, folder, folder.parent):
+                    path.rmdir()
+        raise
 
 
 def plan_study(
@@ -242,7 +259,7 @@ class _Worker:
             "seed": job.seed,
             "recipe": arm.recipe.to_dict(),
             "machine": self.plan.machine.to_dict(),
-            "cache": self.plan.cache,
+            "cache": arm.cache,
         }
         path = self.folder / "arms" / f"{arm.slug}-seed{job.seed}.json"
         write_json(path, config)
