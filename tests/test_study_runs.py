@@ -27,7 +27,7 @@ from small import SMALL, write_classes
 from studies import POOLS, pools
 
 PLAIN = Machine(threads=1, workers=0)
-EPOCHS = 6
+EPOCHS = 3
 # Runs the study of argument 1 on the pictures of argument 2, in the folder of argument 3.
 DRIVER = """
 import sys
@@ -108,17 +108,16 @@ def test_a_study_from_plan_to_page(place: Path, capsys: pytest.CaptureFixture[st
 def test_the_seed_decides_first_weights_and_pictures(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two arms that differ in nothing that counts end with the same weights, seed by seed."""
+    """Two arms that differ in nothing that counts end with the same weights."""
 
     def twins(base: mbconv.Spec) -> mbconv.Grid:
         one = mbconv.Arm(name="one", model=base)
         return mbconv.Grid(arms=[one, mbconv.Arm(name="two", model=base.replace(name="other"))])
 
     out = place / "study"
-    mbconv.run_study(twins, place / "data", out, **arguments(place), seeds=2, epochs=1)
+    mbconv.run_study(twins, place / "data", out, **arguments(place), seeds=1, epochs=1)
     found = weights(out)
     assert found["runs/one/seed0"] == found["runs/two/seed0"]
-    assert found["runs/one/seed1"] == found["runs/two/seed1"]
     contrast = read_study(out).arms[1].contrast
     assert contrast is not None
     assert contrast.value == 0
@@ -131,7 +130,7 @@ def test_killed_and_started_again_it_repeats_nothing(place: Path) -> None:
         while not (half := list(out.glob("runs/max/seed0/metrics.jsonl"))):  # the second run's
             assert time.monotonic() < deadline
             assert process.poll() is None
-            time.sleep(0.002)
+            time.sleep(0.01)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     (done,) = out.glob("runs/*/*/evaluation.jsonl")
@@ -207,12 +206,15 @@ def test_an_arm_that_diverges_does_not_stop_the_study(place: Path) -> None:
 def test_the_plan_alone_writes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     words = ["study", "zero_gamma", "--data", "data", "--model", "small.json", "--resolution", "32"]
-    done = CliRunner().invoke(main, [*words, "--axis", "epochs=2,4", "--plan"])
+    done = CliRunner().invoke(main, [*words, "--epochs", "2", "--plan"])
     assert done.exit_code == 0, done.output
-    assert "4 arms x 3 seeds = 12 runs at 32 px" in done.output
-    assert re.search(r"zero, epochs 4 +4 epochs .* beside one, epochs 4\n", done.output)
+    assert "2 arms x 3 seeds = 6 runs at 32 px" in done.output
+    assert re.search(r"zero +2 epochs .* ms a step .* a run  beside one\n", done.output)
     assert not (place / "studies").exists()
-    tight = CliRunner().invoke(main, [*words, "--budget", "1s"])
-    assert tight.exit_code == 2
-    assert "What would fit: --budget" in tight.output
+
+
+def test_what_cannot_be_planned_leaves_no_folder(place: Path) -> None:
+    with pytest.raises(UserError, match="The study <lambda> fails: ZeroDivisionError"):
+        mbconv.run_study(lambda base: 1 // 0, place / "data", place / "studies/x",
+                         **arguments(place))  # fmt: skip
     assert not (place / "studies").exists()

@@ -130,15 +130,11 @@ def make_plan(study: Study, asked: Asked, budget: float | None, reporter: Report
     first = next(arm for arm in grid.arms if arm.name == grid.baseline)
     samples = dataset.splits["val"][:_SCORED]
     bench = Bench(dataset.classes, machine, pictures, samples, opening)
-    bench.machine = setup.choose_machine(bench.network(first), makers[first.name](1), machine)
+    network, recipe = bench.network(first), makers[first.name](1)
+    setup.warn_of_small_maps(network, recipe, reporter)
+    bench.machine = setup.choose_machine(network, recipe, machine)
     torch.set_num_threads(bench.machine.threads)
-    with reporter.bar(len(grid.arms), "timing a step of each arm") as bar:
-        for done, arm in enumerate(grid.arms):
-            bar.update(done, len(grid.arms), arm.name)
-            bench.seconds(arm, makers[arm.name](1))
-        for arm in reversed(grid.arms):  # beside other programs one measurement says little
-            recipe = makers[arm.name](1)
-            bench.time_step(arm, recipe, recipe.resolution)
+    _time_all(grid, makers, bench, reporter)
     left = None if budget is None else budget - (time.perf_counter() - begun)
     seeds = asked.seeds or grid.seeds
     epochs = _fit(_Offer(grid, makers, bench, seeds), asked, left, budget)
@@ -148,6 +144,19 @@ def make_plan(study: Study, asked: Asked, budget: float | None, reporter: Report
                 resolution=side, classes=dataset.classes, pictures=pictures,
                 seeds=seeds, baseline=str(grid.baseline), arms=arms,
                 machine=bench.machine)  # fmt: skip
+
+
+def _time_all(
+    grid: Grid, makers: dict[str, Callable[[int | None], Recipe]], bench: Bench, reporter: Reporter
+) -> None:
+    """Every arm's step and score, the steps twice: one figure beside other programs says little."""
+    arms = [*grid.arms, *reversed(grid.arms)]
+    with reporter.bar(len(arms), "timing a step of each arm") as bar:
+        for done, arm in enumerate(arms):
+            bar.update(done, len(arms), arm.name)
+            recipe = makers[arm.name](1)
+            bench.time_step(arm, recipe, recipe.resolution)
+            bench.seconds(arm, recipe)
 
 
 def _grid(study: Study, base: Spec, asked: Asked) -> Grid:
