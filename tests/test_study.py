@@ -19,10 +19,11 @@ from mbconv.report.runs import list_runs
 from mbconv.report.study import read_study, write_study
 from mbconv.study import planning, ready
 from mbconv.study.grid import Arm, Grid, cross
-from mbconv.study.matching import same_macs
+from mbconv.study.matching import pass_seconds, same_macs, same_milliseconds
 from mbconv.study.plan import Asked, check_same, read_plan
 from mbconv.study.ready import STUDIES
 from mbconv.study.run import load_study
+from mbconv.training.machine import plain_machine
 from mbconv.training.override import changed
 from mbconv.training.recipe import Recipe
 from mbconv.training.recipes import find_recipe
@@ -74,6 +75,28 @@ def test_small_networks_cost_the_same() -> None:
     found = same_macs(lambda x: mbconv.scale(base, width=2**x), wanted)
     assert cost(found, 64).macs == pytest.approx(cost(wanted, 64).macs, rel=0.08)
     assert found.stem_channels < base.stem_channels
+
+
+def test_networks_of_equal_time_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that gets ever slower, where a pass takes as long as its multiply-adds say."""
+    clock = iter(range(1, 10_000))
+
+    def passing(network: mbconv.MBConvNet, resolution: int, machine: object) -> object:
+        return cost(network.spec, resolution).macs
+
+    def timed(macs: int, repeats: int) -> float:
+        return macs * (1 + next(clock) / 1000)
+
+    monkeypatch.setattr("mbconv.study.matching.passing", passing)
+    monkeypatch.setattr("mbconv.training.machine.timed", timed)
+    base = mbconv.get_spec("mobilenetv2_100").replace(resolution=64)
+    wanted = mbconv.get_spec("mobilenetv3_small_100").replace(resolution=64)
+    found = same_milliseconds(lambda x: mbconv.scale(base, width=2**x), wanted)
+    assert cost(found, 64).macs == pytest.approx(cost(wanted, 64).macs, rel=0.1)
+    monkeypatch.undo()
+    machine = plain_machine("cpu")
+    small, large = (pass_seconds(mbconv.build(spec), 32, machine) for spec in (SMALL, wanted))
+    assert 0 < small < large
 
 
 def test_mnasnets_are_the_published_ones() -> None:

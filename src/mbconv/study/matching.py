@@ -1,5 +1,6 @@
 """Networks of one family that cost as much as another network: by bisection over one number."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,39 +21,55 @@ _PASSES = 5
 
 def same_macs(family: Family, other: Spec) -> Spec:
     """The member of `family` whose multiply-adds are nearest to `other`'s, at its resolution."""
-    return _nearest(family, other, lambda spec: float(cost(spec, other.resolution).macs))
+    wanted = cost(other, other.resolution).macs
+    return _nearest(family, lambda spec: cost(spec, other.resolution).macs / wanted)
 
 
 def same_milliseconds(family: Family, other: Spec) -> Spec:
     """The member of `family` whose pass of 16 pictures takes nearest to as long as `other`'s here.
 
-    In float32, channels last, the least of five passes each.
+    The two take turns, five passes each, and the least of each counts: what happens to the machine
+    happens to both. In float32.
     """
     from mbconv.nn.model import build
-    from mbconv.training.machine import find_device, plain_machine
+    from mbconv.training.machine import find_device, plain_machine, timed
 
     machine = plain_machine(find_device())
-    return _nearest(
-        family, other, lambda spec: pass_seconds(build(spec), other.resolution, machine)
-    )
+    theirs = passing(build(other), other.resolution, machine)
+
+    def ratio(spec: Spec) -> float:
+        ours = passing(build(spec), other.resolution, machine)
+        turns = [(timed(ours, repeats=1), timed(theirs, repeats=1)) for _ in range(_PASSES)]
+        return min(own for own, _ in turns) / min(other for _, other in turns)
+
+    return _nearest(family, ratio)
 
 
-def pass_seconds(network: "MBConvNet", resolution: int, machine: "Machine") -> float:
-    """Seconds of one pass of 16 noisy pictures in evaluation mode, the least of five."""
+def passing(network: "MBConvNet", resolution: int, machine: "Machine") -> Callable[[], object]:
+    """What passes 16 noisy pictures through a network in evaluation mode, once a call."""
     import torch
-
-    from mbconv.training.machine import timed
 
     network = network.eval().to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
     pictures = torch.randn(PICTURES, network.spec.in_channels, resolution, resolution)
     pictures = pictures.to(machine.device).contiguous(memory_format=machine.memory_format)
-    with torch.inference_mode(), machine.autocast(machine.frozen_dtype):
-        return timed(lambda: network(pictures), repeats=_PASSES)
+
+    def run() -> object:
+        with torch.inference_mode(), machine.autocast(machine.frozen_dtype):
+            return network(pictures)
+
+    return run
 
 
-def _nearest(family: Family, other: Spec, measure: Callable[[Spec], float]) -> Spec:
-    """Bisection; the nearest of all that were tried, since widths come in steps."""
-    wanted, low, high = measure(other), LOW, HIGH
+def pass_seconds(network: "MBConvNet", resolution: int, machine: "Machine") -> float:
+    """Seconds of such a pass, the least of five."""
+    from mbconv.training.machine import timed
+
+    return timed(passing(network, resolution, machine), repeats=_PASSES)
+
+
+def _nearest(family: Family, ratio: Callable[[Spec], float]) -> Spec:
+    """Bisection for a `ratio` of 1; the nearest of all tried, since widths come in steps."""
+    low, high = LOW, HIGH
     tried: dict[float, Spec] = {}
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -61,9 +78,9 @@ def _nearest(family: Family, other: Spec, measure: Callable[[Spec], float]) -> S
         except UserError:  # too small or too large to be a network: nearer to the one it is
             low, high = (middle, high) if middle < 0 else (low, middle)
             continue
-        found = measure(spec)
-        tried[abs(found / wanted - 1)] = spec
-        low, high = (middle, high) if found < wanted else (low, middle)
+        found = ratio(spec)
+        tried[abs(math.log(found))] = spec
+        low, high = (middle, high) if found < 1 else (low, middle)
     if not tried:
         raise UserError("No network of this family could be built; check what it is made from.")
     return tried[min(tried)]
