@@ -26,6 +26,7 @@ STOREYS = (
     ("report",),  # no storey between it and `arch` may be imported: see below
     ("training",),
     ("export",),
+    ("study",),
     ("cli",),
     ("__main__",),
 )
@@ -60,9 +61,11 @@ def test_a_storey_imports_only_those_below(path: Path) -> None:
 
 def test_public_names() -> None:
     assert mbconv.__all__ == [
+        "Arm",
         "Block",
         "Cost",
         "Encoder",
+        "Grid",
         "MBConvNet",
         "Prediction",
         "Predictor",
@@ -83,6 +86,7 @@ def test_public_names() -> None:
         "load",
         "push_to_hub",
         "resume",
+        "run_study",
         "save",
         "save_pretrained",
         "scale",
@@ -110,6 +114,8 @@ def test_public_names() -> None:
         "from mbconv.cli import main; main(['recipe', 'list'], standalone_mode=False)",
         "from mbconv.cli import main; main(['runs', '.'], standalone_mode=False)",
         "import mbconv.report.comparison",
+        "import mbconv.report.study",
+        "from mbconv.cli import main; main(['study', '--list'], standalone_mode=False)",
         "from mbconv.cli import main; main(['recipe', 'show', 'scratch'], standalone_mode=False)",
     ],
 )

@@ -146,14 +146,16 @@ def test_a_share_of_the_rate_goes_to_each_layer() -> None:
     assert rates == [pytest.approx(trainer.rate(1) * 0.5 ** (4 - i // 2)) for i in range(10)]
 
 
-def test_decay_spares_norms_and_biases() -> None:
+@pytest.mark.parametrize("all_decay", [False, True])
+def test_decay_spares_norms_and_biases(all_decay: bool) -> None:
     network = mbconv.build(SMALL)
-    recipe = changed(SHORT, ["optimizer.weight_decay=0.3"])
+    change = f"optimizer.bias_decay={str(all_decay).lower()}"
+    recipe = changed(SHORT, ["optimizer.weight_decay=0.3", change])
     optimizer = Trainer(network, recipe, PLAIN, total=1).optimizer
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups
              for p in group["params"]}  # fmt: skip
     for name, parameter in network.named_parameters():
-        spared = ".norm." in name or name.endswith("bias")
+        spared = not all_decay and (".norm." in name or name.endswith("bias"))
         assert decay[id(parameter)] == (0.0 if spared else 0.3), name
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mbconv.preprocessing import Preprocessing
     from mbconv.record import Record
     from mbconv.runtime.predictor import Prediction, Predictor
+    from mbconv.study.grid import Arm, Grid
+    from mbconv.study.run import run_study
     from mbconv.training.run import Run, resume, train
     from mbconv.weights.file import save
     from mbconv.weights.hub import push_to_hub
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
     from mbconv.weights.repository import save_pretrained
 
 _HOME = {
+    "Arm": "study.grid",
     "Block": "arch.block",
     "Cost": "arch.cost",
     "Encoder": "nn.encoder",
+    "Grid": "study.grid",
     "MBConvNet": "nn.model",
     "Prediction": "runtime.predictor",
     "Predictor": "runtime.predictor",
@@ -51,6 +55,7 @@ _HOME = {
     "load": "weights.model",
     "push_to_hub": "weights.hub",
     "resume": "training.run",
+    "run_study": "study.run",
     "save": "weights.file",
     "save_pretrained": "weights.repository",
     "scale": "arch.scale",
@@ -59,9 +64,11 @@ _HOME = {
 }
 
 __all__ = [
+    "Arm",
     "Block",
     "Cost",
     "Encoder",
+    "Grid",
     "MBConvNet",
     "Prediction",
     "Predictor",
@@ -82,6 +89,7 @@ __all__ = [
     "load",
     "push_to_hub",
     "resume",
+    "run_study",
     "save",
     "save_pretrained",
     "scale",

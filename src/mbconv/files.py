@@ -58,21 +58,26 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+class Busy(UserError):
+    """Somebody else holds a lock."""
+
+
 @contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
+def locked(path: Path, busy: str, wait: float = 2.0) -> Iterator[None]:
     """Hold the lock file `path`; the system frees it when the process ends, however it ends.
 
-    Raises UserError with the sentence `busy` where somebody else holds it, or where it cannot be
+    Raises Busy with the sentence `busy` where somebody else holds it for more than `wait` seconds
+    (below one or two, `is_locked` elsewhere may be in the way), UserError where it cannot be
     written.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path, timeout=2)  # `is_locked` elsewhere holds it for a moment
+    lock = FileLock(path, timeout=wait)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise UserError(busy) from error
+        raise Busy(busy) from error
     except OSError as error:
         raise _as_user_error(error, path) from error
     try:

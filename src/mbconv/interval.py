@@ -4,6 +4,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, NamedTuple
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5% point
@@ -63,6 +64,33 @@ def agresti_min(counts: Discordant, z: float = Z95) -> tuple[float, float]:
     return more / (n + 2), half
 
 
+@cache
+def t_quantile(p: float, df: int) -> float:
+    """The `p` quantile of Student's distribution, 0.5 <= p < 1, with `df` degrees of freedom >= 1.
+
+    By bisection of its distribution function, which for whole `df` is a finite sum (Abramowitz and
+    Stegun 1964, 26.7.3 and 26.7.4).
+    """
+    low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / sqrt(df)
+    for _ in range(60):
+        angle = (low + high) / 2
+        low, high = (angle, high) if _within(angle, df) < 2 * p - 1 else (low, angle)
+    return math.sqrt(df) * math.tan(low)
+
+
+def _within(angle: float, df: int) -> float:
+    """The probability of |t| below sqrt(df) tan(angle)."""
+    cosine = math.cos(angle)
+    first = df % 2 + 2  # 3, 5, 7 ... for odd df, 2, 4, 6 ... for even ones
+    term = total = cosine if df % 2 else 1.0
+    for k in range(first, df, 2):
+        term *= (k - 1) / k * cosine**2
+        total += term
+    if df % 2 == 0:
+        return math.sin(angle) * total
+    return 2 / math.pi * (angle + (math.sin(angle) * total if df > 1 else 0.0))
+
+
 def answers(named: Iterable[tuple[str, bool]]) -> dict[str, str]:
     """Which pictures were named right, small enough to keep beside a score.
 
@@ -78,15 +106,18 @@ def answers(named: Iterable[tuple[str, bool]]) -> dict[str, str]:
     return {"pictures": digest.hexdigest(), "right": base64.b64encode(content).decode("ascii")}
 
 
+def right_bits(given: Any) -> int | None:
+    """The bits of `answers` behind a leading one; None for a record of an earlier version."""
+    try:
+        return int.from_bytes(base64.b64decode(given["right"]), "big")
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
 def discordant(first: Any, second: Any) -> Discordant | None:
     """What two `answers` have in common; None unless both are of the same pictures."""
-    try:
-        if first["pictures"] != second["pictures"]:
-            return None
-        one, other = (
-            int.from_bytes(base64.b64decode(given["right"]), "big") for given in (first, second)
-        )
-    except (TypeError, KeyError, ValueError):  # a record of an earlier version
+    one, other = right_bits(first), right_bits(second)
+    if one is None or other is None or first.get("pictures") != second.get("pictures"):
         return None
     n = one.bit_length() - 1
     if n < 1 or n != other.bit_length() - 1:

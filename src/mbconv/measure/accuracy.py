@@ -82,6 +82,10 @@ def collect(
     return Collected(np.stack(rows), targets, tuple(s.path for s in kept), tuple(unreadable))
 
 
+class NotFinite(UserError):
+    """A network's answers are no numbers."""
+
+
 def summarize(
     logits: Floats, targets: Ints, labels: Sequence[str], *, classes: Sequence[int] = ()
 ) -> dict[str, Any]:
@@ -96,7 +100,7 @@ def summarize(
     logits, targets = np.asarray(logits), np.asarray(targets, dtype=np.int64)
     broken = int((~np.isfinite(logits).all(axis=1)).sum())
     if broken:
-        raise UserError(
+        raise NotFinite(
             f"The network's answers to {broken} of {len(logits)} pictures are not finite numbers: "
             "its training diverged or the number format overflows. Use float32, or train again "
             "with a lower learning rate."

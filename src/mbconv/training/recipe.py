@@ -39,6 +39,7 @@ class Optimizer:
     name: Literal["adamw", "sgd", "rmsprop_tf", "lamb"] = "adamw"  # rmsprop_tf: as TensorFlow's
     learning_rate: float = 1e-3  # at its highest
     weight_decay: float = 0.01  # of matrices and kernels; norms and biases have none
+    bias_decay: bool = False  # norms and biases decay as well
     momentum: float = 0.9  # of AdamW and LAMB the first beta
     squares: float | None = None  # second beta, RMSprop's decay; None: .999, RMSprop .9
     epsilon: float | None = None  # None: AdamW 1e-8, LAMB 1e-6, RMSprop 1e-3 inside the root

@@ -45,8 +45,9 @@ def parameter_groups(
 ) -> tuple[list[dict[str, Any]], list[float]]:
     """Parameters that learn, in groups for an optimizer, and the share of the rate for each.
 
-    Norms and biases are apart, without weight decay; with a layer decay below 1 so is each stage,
-    whose share is that power of its distance from the head (Clark et al. 2020, arXiv 2003.10555).
+    Norms and biases are apart, without weight decay unless `bias_decay` asks for it; with a layer
+    decay below 1 so is each stage, whose share is that power of its distance from the head (Clark
+    et al. 2020, arXiv 2003.10555).
     """
     parts: list[nn.Module] = [model.stem, *model.stages, model.head]
     if transfer.layer_decay == 1:
@@ -59,7 +60,8 @@ def parameter_groups(
             continue
         decayed = {"params": [p for p in learning if p.ndim > 1],
                    "weight_decay": optimizer.weight_decay}  # fmt: skip
-        spared = {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0}
+        rest = optimizer.weight_decay if optimizer.bias_decay else 0.0
+        spared = {"params": [p for p in learning if p.ndim <= 1], "weight_decay": rest}
         groups += [decayed, spared]
         shares += [transfer.layer_decay ** (len(parts) - 1 - depth)] * 2
     return groups, shares

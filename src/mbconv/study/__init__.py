@@ -1,0 +1,1 @@
+"""Studies: grids of networks and recipes over seeds, planned, run and judged."""
