@@ -9,7 +9,7 @@ from torch import Tensor
 from mbconv import kernels
 from mbconv.kernels import dispatch, native_block
 from mbconv.kernels.block import block
-from mbconv.kernels.expansion import is_narrow
+from mbconv.kernels.parts import is_narrow
 
 pytestmark = pytest.mark.skipif(not dispatch._loaded, reason="there are no native kernels here")
 OUT = 14

@@ -5,8 +5,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from mbconv.kernels.expansion import ExpansionBackward
-from mbconv.kernels.parts import Gate, per_channel, plus, slabs
+from mbconv.kernels.parts import Gate, per_channel
 from mbconv.kernels.reference import Act, After, Geometry
 
 
@@ -41,18 +40,10 @@ def gated_backward(
     Returns the gradient behind the gate, that of `project`, what the depthwise convolution's
     backward needs to know, the sums [2, C], the gate's gradients.
     """
-    scale, found = gate.scale if gate else None, []
-    db, dproject = torch.empty_like(d), None
-    for part in slabs(d, d.shape[3]):
-        k.product(dp[part], project.flatten(1).t(), db[part])
-        factor = None if scale is None else scale[part]
-        own, b = k.reduce(
-            d[part], db[part], norm, act, gated=gate is not None, factor=factor, output=True
-        )
-        dproject = plus(dproject, k.weight_gradient(dp[part], b))
-        found.append(own)
-    assert dproject is not None
-    sums, offset, dgate = found[0] if len(found) == 1 else torch.cat(found), None, None
+    scale, offset, dgate = gate.scale if gate else None, None, None
+    db = k.product(dp, project.flatten(1).t())
+    sums, b = k.reduce(d, db, norm, act, gated=gate is not None, factor=scale, output=True)
+    dproject = k.weight_gradient(dp, b)
     if gate:
         dpooled, dgate = gate.backward(sums[:, 4])
         offset = dpooled / (d.shape[1] * d.shape[2])
@@ -64,31 +55,24 @@ def gated_backward(
 
 def expanded_backward(
     k: ModuleType,
-    back: ExpansionBackward,
+    x: Tensor,
     e: Tensor,
     db: Tensor,
+    expand: Tensor,
+    norm: Tensor,
     act: Act,
     weight: Tensor,
     place: Geometry,
     after: After,
-) -> tuple[Tensor, Tensor]:
-    """Through the depthwise convolution and on to `back`; e is empty where it is recomputed.
+    frozen: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Through the depthwise convolution and the expansion; e is empty where it is recomputed.
 
-    Returns the gradient at the depthwise weight and the sums [2, E] of the expansion's norm.
+    Returns the gradients at x and at both weights, and the sums [2, E] of the expansion's norm.
     """
-    maps, norm = back.x, back.norm
-    # Where the norm's backward needs the sums over the batch first, there is no going by slabs.
-    parts = slabs(maps, len(weight)) if back.behind_norm else [slice(0, len(maps))]
-    dw = sums = None
-    for part in parts:
-        own = e[part] if e.numel() else back.expanded(part)
-        dz, own_dw, own_sums = k.depthwise_backward(
-            own, db[part], norm, act, weight, place, after.of(part)
-        )
-        if not back.behind_norm:
-            dz = k.apply(own, dz, norm, "none", norm_means(own_sums, own, False))
-        back.add(part, dz)
-        dw, sums = plus(dw, own_dw), plus(sums, own_sums)
-    assert dw is not None
-    assert sums is not None
-    return dw, sums
+    matrix = expand.flatten(1)
+    own = e if e.numel() else k.product(x, matrix)
+    dz, dw, sums = k.depthwise_backward(own, db, norm, act, weight, place, after)
+    de = k.apply(own, dz, norm, "none", norm_means(sums, own, frozen))
+    dexpand = k.weight_gradient(de, x).view(expand.shape).to(expand.dtype)
+    return k.product(de, matrix.t()), dexpand, dw, sums

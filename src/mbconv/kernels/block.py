@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from mbconv.kernels import native, native_block
-from mbconv.kernels.backward import expanded_backward, gated_backward, norm_backward, norm_means
+from mbconv.kernels.backward import expanded_backward, gated_backward, norm_backward
 from mbconv.kernels.dispatch import backend
-from mbconv.kernels.expansion import ExpansionBackward, is_narrow, output_moments
-from mbconv.kernels.middle import convolve, convolve_backward, expand_and_convolve
+from mbconv.kernels.middle import convolve, convolve_backward
 from mbconv.kernels.native_block import Parameters
 from mbconv.kernels.norm import channels_last, wide
 from mbconv.kernels.parts import (
     Gate,
     Norms,
     act_named,
+    is_narrow,
     nothing,
+    output_moments,
     per_channel,
     present,
-    slabs,
     widths,
 )
 from mbconv.kernels.reference import Geometry
@@ -77,32 +77,24 @@ def block(
     norms = Norms(affine.to(wide(x)), given, eps, widths(expand, depthwise, project))
     kind, learnt, spread = act_named(act), given is None, nothing(affine.to(wide(x)))
     e = nothing(x)
-    if expand is not None and (is_narrow(expand) or not learnt):
-        found = None  # the norm is known before its input is there
-        if learnt:
+    if expand is None:
+        d, moments = convolve(k, maps, None, kind, depthwise, place, learnt)
+    else:
+        if learnt and is_narrow(expand):
             spread = k.covariance(maps)
-            found = output_moments(spread, expand, x.dtype)
-        first = norms.next(lambda: found)
-        e, d, moments = expand_and_convolve(
-            k, maps, expand, first, kind, depthwise, place, learnt, not lean
-        )
-    elif expand is not None:
         whole = k.product(maps, expand.flatten(1))
-        first = norms.next(lambda: k.moments(whole))
+        first = norms.next(lambda: (
+            output_moments(spread, expand, x.dtype) if spread.numel() else k.moments(whole)
+        ))  # fmt: skip
         d, moments = convolve(k, whole, first, kind, depthwise, place, learnt)
         e = e if lean else whole
-    else:
-        d, moments = convolve(k, maps, None, kind, depthwise, place, learnt)
     second = norms.next(lambda: moments)
     gate = present(gate_reduce, gate_reduce_bias, gate_expand, gate_expand_bias)
     scale = pooled = None
     if gate:
         pooled = k.pool(d, second, act)
         scale = Gate(pooled, gate_act, gate_sigmoid, gate).scale
-    p = x.new_empty(*d.shape[:3], project.shape[0])
-    for part in slabs(d, d.shape[3]):
-        b = k.normalise(d[part], second, act, None if scale is None else scale[part])
-        k.product(b, project.flatten(1), p[part])
+    p = k.product(k.normalise(d, second, act, scale), project.flatten(1))
     third = norms.next(lambda: k.moments(p))
     factor = None if keep is None else per_channel(keep, p)
     y = k.normalise(p, third, "none", factor, maps if residual else None)
@@ -174,15 +166,14 @@ def block_backward(
     kind, all_sums, dexpand = act_named(act), [sums, project_sums], nothing(x)
     if expand is None or first is None:
         dx, ddepthwise = convolve_backward(k, maps, db, kind, depthwise, place, after, need_dx)
-        if residual and need_dx:
-            dx = dx + g
     else:
-        back = ExpansionBackward(k, maps, expand, first, spread, frozen, need_dx)
-        ddepthwise, first_sums = expanded_backward(
-            k, back, e, db, kind, depthwise.to(wide(x)).contiguous(), place, after
-        )
+        dx, dexpand, ddepthwise, first_sums = expanded_backward(
+            k, maps, e, db, expand, first, kind, depthwise.to(wide(x)).contiguous(), place, after,
+            frozen,
+        )  # fmt: skip
         all_sums.insert(0, first_sums)
-        dx, dexpand = back.finish(norm_means(first_sums, maps, frozen), g if residual else None)
+    if residual and need_dx:
+        dx = dx + g
     reduce, reduce_bias, widen, widen_bias = dgate or [nothing(x) for _ in range(4)]
     return (
         dx.permute(0, 3, 1, 2) if need_dx else nothing(x),

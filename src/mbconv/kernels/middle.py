@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mbconv.kernels.norm import wide
-from mbconv.kernels.parts import joined, nothing, slabs
 from mbconv.kernels.reference import Act, After, Geometry, pads
 
 
@@ -39,35 +38,6 @@ def convolve(
     y = F.conv2d(whole, weight.to(x.dtype), None, place.stride, padding, place.dilation)
     y = y.permute(0, 2, 3, 1).contiguous()
     return y, k.moments(y) if statistics else None
-
-
-def expand_and_convolve(
-    k: ModuleType,
-    x: Tensor,
-    expand: Tensor,
-    norm: Tensor,
-    act: Act,
-    weight: Tensor,
-    place: Geometry,
-    statistics: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The expanded map e, slab by slab, and the depthwise convolution of act(norm(e)) after each.
-
-    Returns e (empty unless it is to be kept), the convolution's output and its moments.
-    """
-    channels, own = weight.shape[0], weight.to(wide(x)).contiguous()
-    e = x.new_empty(*x.shape[:3], channels) if keep else nothing(x)
-    d = x.new_empty(len(x), *place.output(*x.shape[1:3]), channels)
-    found, counts = [], []
-    for part in slabs(x, channels):
-        expanded = k.product(x[part], expand.flatten(1), e[part] if keep else None)
-        _, moments = k.depthwise(
-            expanded, norm, act, own, place, statistics=statistics, out=d[part]
-        )
-        found.append(moments)
-        counts.append(len(expanded))
-    return e, d, joined(found, counts) if statistics else None
 
 
 def convolve_backward(

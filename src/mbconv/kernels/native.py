@@ -165,10 +165,9 @@ def depthwise(
     *,
     bias: Tensor | None = None,
     statistics: bool = False,
-    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     shape = depthwise_shape(x.shape, geometry)
-    y = x.new_empty(shape.n, shape.oh, shape.ow, shape.c) if out is None else out
+    y = x.new_empty(shape.n, shape.oh, shape.ow, shape.c)
     found = x.new_empty(2, shape.c, dtype=torch.float32) if statistics else None
     mean, variance = (None, None) if found is None else found
     run("depthwise", x, _half(x), shape, norm, _number(act), weight, bias,
@@ -193,11 +192,10 @@ def depthwise_backward(
     return dz, dw, sums
 
 
-def product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor) -> Tensor:
     if _half(x) and x.shape[3] % 2:  # pairs of bf16 are multiplied
-        return reference.product(x, weight, out)
-    if out is None:
-        out = x.new_empty(*x.shape[:3], weight.shape[0])
+        return reference.product(x, weight)
+    out = x.new_empty(*x.shape[:3], weight.shape[0])
     (n, k), wide = weight.shape, weight.float()
     sizes = (x.numel() // k, wide.data_ptr(), k, n, wide.stride(1), wide.stride(0))
     run("product", x, _half(x), *map(ctypes.c_int64, sizes), torch.get_num_threads(), out)

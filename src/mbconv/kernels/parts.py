@@ -1,6 +1,5 @@
 """What an MBConv block consists of besides its kernels: norms in order, products, the gate."""
 
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from mbconv.kernels.norm import pack, wide
 from mbconv.kernels.reference import Act, slope_of, value_of
 
-SLAB = 8 * 2**20  # bytes
+NARROW = 48  # channels
 
 
 class Norms:
@@ -40,28 +39,21 @@ def widths(expand: Tensor | None, depthwise: Tensor, project: Tensor) -> list[in
     return [*([] if expand is None else [middle]), middle, project.shape[0]]
 
 
-def slabs(x: Tensor, channels: int) -> list[slice]:
-    """Runs of samples, each as much of a map like x, but with so many channels, as stays in the
-    cache from one pass to the next."""
-    samples, size = len(x), x.numel() // max(1, x.shape[3]) * channels * x.element_size()
-    count = min(max(1, samples), max(1, -(-size // SLAB)))
-    ends = [samples * i // count for i in range(count + 1)]
-    return [slice(*pair) for pair in itertools.pairwise(ends)]
+def is_narrow(expand: Tensor) -> bool:
+    """Whether the statistics of what this expansion [E, C, 1, 1] gives follow from its input's.
+
+    It is linear, so they can; with few channels that costs less than a pass over the output.
+    """
+    return expand.shape[1] <= NARROW and expand.shape[0] >= 3 * expand.shape[1]
 
 
-def joined(found: list[Tensor], counts: list[int]) -> Tensor:
-    """Mean and biased variance [2, C] of parts with so many values each -> of the whole."""
-    if len(found) == 1:
-        return found[0]
-    shares = found[0].new_tensor(counts)[:, None] / sum(counts)
-    means, variances = torch.stack(found, 1)
-    mean = (shares * means).sum(0)
-    return torch.stack([mean, (shares * (variances + (means - mean) ** 2)).sum(0)])
+def output_moments(spread: Tensor, expand: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mean and biased variance [2, E] of an expansion's output, for maps stored as `dtype`.
 
-
-def plus(total: Tensor | None, part: Tensor) -> Tensor:
-    """The sum over slabs so far and of one more: the first needs no zeros."""
-    return part if total is None else total.add_(part)
+    spread [1 + C, C]: the input's mean, then its covariance.
+    """
+    w = expand.flatten(1).to(dtype).to(spread.dtype)
+    return torch.stack([w @ spread[0], ((w @ spread[1:]) * w).sum(1).clamp_min(0)])
 
 
 class Gate:

@@ -48,11 +48,6 @@ class After(NamedTuple):
     factor: Tensor | None = None
     offset: Tensor | None = None
 
-    def of(self, part: slice) -> "After":
-        """For these samples alone."""
-        y, norm, means, *rows = self
-        return After(y[part], norm, means, *(None if r is None else r[part] for r in rows))
-
 
 def covariance(x: Tensor) -> Tensor:
     """The mean of the channels and their biased covariance, [1 + C, C]; zeros without pixels."""
@@ -150,7 +145,6 @@ def depthwise(
     *,
     bias: Tensor | None = None,
     statistics: bool = False,
-    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Depthwise convolution of act(norm(x)), and with `statistics` the `moments` of its output.
 
@@ -162,7 +156,6 @@ def depthwise(
         padded, weight, bias, geometry.stride, 0, geometry.dilation, groups=weight.shape[0]
     )
     y = y.permute(0, 2, 3, 1).to(x.dtype).contiguous()
-    y = y if out is None else out.copy_(y)
     return y, moments(y) if statistics else None
 
 
@@ -203,14 +196,11 @@ def depthwise_backward(
     return dz.to(x.dtype).contiguous(), dw.reshape(-1).view(weight.shape), sums
 
 
-def product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor) -> Tensor:
     """1x1 convolution: [N, H, W, C] and [C', C], rounded to x's format -> [N, H, W, C']."""
-    if out is None:
-        out = x.new_empty(*x.shape[:3], weight.shape[0])
     # Lying by columns the weight is 6% faster where it is the wide one (oneDNN, bfloat16).
     matrix = weight.to(x.dtype).contiguous().t()
-    torch.mm(x.flatten(0, 2), matrix, out=out.flatten(0, 2))
-    return out
+    return torch.mm(x.flatten(0, 2), matrix).view(*x.shape[:3], weight.shape[0])
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
