@@ -115,14 +115,15 @@ class Handler(BaseHTTPRequestHandler):
         if self.hub.damage and name.endswith(LFS_SUFFIX):
             content = content[:-1] + bytes([content[-1] ^ 1])
         start = 0
-        if wanted := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
-            start = int(wanted[1])
-        self.send_response(206 if start else 200)
+        if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            start, content = int(wanted[1]), content[: int(wanted[2] or len(content)) + 1]
+        self.send_response(206 if wanted else 200)
         self.send_header("X-Repo-Commit", repository.commit)
         self.send_header("ETag", f'"{etag}"')
         self.send_header("Content-Length", str(len(content) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if wanted:
+            size = len(repository.files[name])
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{size}")
         self.end_headers()
         if self.command == "HEAD":
             return

@@ -3,6 +3,7 @@
 Imported, it has the same cases for one process.
 """
 
+import os
 import sys
 from itertools import product
 from typing import Any
@@ -73,6 +74,7 @@ def everything(world: World) -> dict[str, Any]:
     for mode, name in product(MODES, CASES):
         kernels.use(mode)  # type: ignore[arg-type]
         found[f"{name}, {mode}"] = step(CASES[name], world)
+    found["made once"] = world.on_each_machine(os.getpid)
     found["nothing read"] = step(CASES["frozen"], world, unread=PICTURES // world.size)
     return found
 

@@ -78,6 +78,10 @@ def test_a_process_that_can_read_nothing_leaves_the_step_to_the_others(found: An
         close(each["nothing read"], wanted)
 
 
+def test_the_processes_of_a_machine_share_what_the_first_has_made(found: Any) -> None:
+    assert len({each["made once"] for each in found}) == 1
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_shares_have_each_picture_once(size: int) -> None:
     parts = [World(rank, size).share(range(17)) for rank in range(size)]

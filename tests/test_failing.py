@@ -1,7 +1,9 @@
 """When disk, memory or pictures give out: a sentence, the last state whole, how to go on."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import mbconv
 from mbconv.data.loader import Batch
 from mbconv.errors import UserError
 from mbconv.files import locked
+from mbconv.report.folder import read_lines
 from mbconv.report.runs import LOCK
 from mbconv.training import failing
 from mbconv.training.loop import Trainer
@@ -92,10 +95,69 @@ def test_a_full_disk(data: Path, model: Path, tmp_path: Path, what: str, fatal: 
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr, "what the system said, not what torch makes of it"
+    assert "enforce" not in done.stderr
     assert f"mbconv train --resume {out}" in done.stderr
     assert not [path for path in out.rglob(".*") if path.is_file()], "no half-written file"
     whole = mbconv.train(model, data, tmp_path / "whole", quiet=True, **WISHES).path
     assert weights(mbconv.resume(out, quiet=True).path) == weights(whole)
+
+
+def test_a_disk_that_is_full_is_called_so(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = torch.save
+
+    def to_the_full_disk(value: Any, opened: Any) -> None:
+        with open("/dev/full", "wb") as full:
+            save(value, full)
+
+    def fill() -> None:
+        monkeypatch.setattr(torch, "save", to_the_full_disk)
+
+    at_step(monkeypatch, 4, fill)
+    with pytest.raises(UserError, match=r"^The disk is full: ") as told:
+        mbconv.train(model, data, tmp_path / "run", quiet=True, **WISHES)
+    assert "The state after step 3 is kept. Go on with:\n  mbconv train --res" in str(told.value)
+    monkeypatch.setattr(torch, "save", save)
+    whole = mbconv.train(model, data, tmp_path / "whole", quiet=True, **WISHES).path
+    assert weights(mbconv.resume(tmp_path / "run", quiet=True).path) == weights(whole)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("what", ["deleted", "corrupted"])
+def test_a_picture_is_lost_in_mid_run(
+    what: str, workers: int, data: Path, model: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    machine = Machine(threads=1, workers=workers)
+    monkeypatch.setattr("mbconv.training.setup.choose_machine", lambda *_: machine)
+    wishes, run = {**WISHES, "epochs": 8}, tmp_path / "run"
+    lost = ""
+
+    def lose() -> None:
+        nonlocal lost
+        lost = json.loads((run / "data.json").read_text())["splits"]["train"][0]
+        (data / lost).rename(tmp_path / "kept.png")
+        if what == "corrupted":
+            (data / lost).write_bytes((tmp_path / "kept.png").read_bytes()[:100])
+        at_step(monkeypatch, 19, lambda: os.kill(os.getpid(), signal.SIGINT))
+
+    at_step(monkeypatch, 2, lose)
+    with pytest.raises(KeyboardInterrupt):
+        mbconv.train(model, data, run, **wishes)
+    told = capsys.readouterr().out
+    named = [line for line in told.splitlines() if line.startswith(f"  left out: {data / lost}: ")]
+    assert named, told
+    assert len(named) < 7, "once an epoch"
+    assert f"Go on with:\n  mbconv train --resume {run}" in told
+    if what == "deleted":
+        with pytest.raises(UserError, match=f"lacks {lost}, which this run uses; put it back"):
+            mbconv.resume(run, quiet=True)
+    (tmp_path / "kept.png").replace(data / lost)
+    mbconv.resume(run)
+    assert f"resuming {run} at step 21" in capsys.readouterr().out
+    assert [line["epoch"] for line in read_lines(run / "metrics.jsonl")] == list(range(9))
 
 
 def test_the_data_folder_goes_away_and_comes_back(
@@ -133,6 +195,9 @@ def test_single_broken_batches_of_one_stop_nothing() -> None:
     check = failing.lost_pictures()
     broken = Batch(torch.zeros(0, 1, 1, 3), torch.zeros(0), ((Path("x.png"), "gone"),))
     good = Batch(torch.zeros(1, 1, 1, 3), torch.zeros(1), ())
+    empty = Batch(torch.zeros(0, 1, 1, 3), torch.zeros(0), ())  # of one process among many
+    for _ in range(2 * failing.UNREADABLE_MOST):
+        check(empty)
     for _ in range(3):
         for _ in range(failing.UNREADABLE_MOST - 1):
             check(broken)

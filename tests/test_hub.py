@@ -222,6 +222,35 @@ def test_list_shows_licences(hub: Hub) -> None:
     assert run("weights", "verify", MODEL, "efficientnet_lite0").output.count("ok ") == 2
 
 
+def test_info_reads_no_weights(hub: Hub, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = timm.create_model("mobilenetv2_035", num_classes=3)
+    save_for_hf(net, tmp_path / "net", safe_serialization=True)
+    hub.repositories["timm/net"] = Repository(contents(tmp_path / "net"))
+    for model in (MODEL, "hf-hub:timm/net"):
+        hub.log.clear()
+        shown = json.loads(run("info", model, "--json").output)
+        (asked,) = weights_requests(hub)
+        assert asked.endswith("bytes=0-100000")  # the client's guess at a header's length
+        assert run("weights", "list").output.count(model) == 0
+        assert mbconv.load(model).spec.to_dict() == shown["spec"]
+        assert json.loads(run("info", model, "--json").output) == shown  # now from the cache
+
+
+def test_info_on_what_cannot_be_had(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["ants/pickled"] = Repository({"pytorch_model.bin": b"", "config.json": b"{}"})
+    hub.repositories["ants/torn"] = Repository({"model.safetensors": b"PK", "config.json": b"{}"})
+    for name, words in {
+        "ants/pickled": "holds no model.safetensors", "ants/torn": "holds no model.safetensors",
+        "ants/none": "has no repository ants/none", f"{NAME}@v2": "has no revision 'v2'",
+    }.items():  # fmt: skip
+        result = run("info", f"hf-hub:{name}")
+        assert result.exit_code == 2, result.output
+        assert words in result.output
+    result = run("info", MODEL, "--offline")
+    assert "forbids downloading" in result.output
+
+
 def test_timms_repositories_are_read_and_listed(hub: Hub, tmp_path: Path) -> None:
     torch.manual_seed(0)
     for name in ("mobilenetv2_035", "resnet10t"):

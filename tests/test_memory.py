@@ -86,6 +86,9 @@ def test_the_same_batches_whatever_is_there_and_whoever_prepares_them(
     assert equal(batches(samples, cache), first)
     copy = pickle.loads(pickle.dumps(cache))
     assert equal(batches(samples, copy), first)
+    copy.close()
+    assert equal(batches(samples, cache), first), "a copy takes nothing away"
+    assert cache.path.exists()
 
 
 def test_boxes_are_those_without_cache_and_pixels_close(samples: list[Sample]) -> None:

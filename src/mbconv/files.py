@@ -36,6 +36,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise _as_user_error(error, path) from error
+    except RuntimeError as error:  # which torch.save raises about the system's
+        if isinstance(error.__context__, OSError):
+            raise _as_user_error(error.__context__, path) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

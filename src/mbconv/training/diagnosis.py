@@ -124,8 +124,8 @@ def diverged(
 
 def save_failed_step(run: Path, error: Diverged) -> Path:
     """Write the step into the run folder, for `mbconv replay`; returns the file."""
-    with atomic_path(run / FILE) as path:
-        torch.save(error.step, path)
+    with atomic_path(run / FILE) as path, path.open("wb") as opened:
+        torch.save(error.step, opened)
     return run / FILE
 
 

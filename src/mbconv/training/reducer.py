@@ -28,7 +28,7 @@ class Reducer:
     def __init__(self, model: nn.Module, world: World, batch_size: int) -> None:
         self.model, self.world, self.batch_size = model, world, batch_size
         self.pictures = 0  # of the last step, in all processes
-        self.buckets = _buckets([p for p in model.parameters() if p.requires_grad])
+        self.buckets = buckets([p for p in model.parameters() if p.requires_grad])
         self._missing: list[int] = []  # gradients that each bucket waits for; armed if not empty
         self._sent: list[tuple[Tensor, Any]] = []
         for number, bucket in enumerate(self.buckets):
@@ -47,7 +47,7 @@ class Reducer:
         """
         self._missing = [0] * len(self.buckets)  # what no backward has reached is zero
         self._send()
-        statistics = self._statistics()
+        statistics = self.statistics()
         head = torch.stack([loss, loss.new_tensor(pictures), loss.new_tensor(self.world.asked)])
         weighed = [buffer * (pictures / self.batch_size) for buffer in statistics]
         tail = torch.cat([head, *(buffer.to(head) for buffer in weighed)])
@@ -81,7 +81,7 @@ class Reducer:
             with talking():
                 self._sent.append((flat, dist.all_reduce(flat, async_op=True)))
 
-    def _statistics(self) -> list[Tensor]:
+    def statistics(self) -> list[Tensor]:
         """Running statistics that differ from process to process."""
         return [
             buffer
@@ -94,7 +94,7 @@ class Reducer:
         ]
 
 
-def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+def buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
     """Last layers first, as backward reaches them."""
     buckets: list[list[nn.Parameter]] = []
     room = 0

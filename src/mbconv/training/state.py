@@ -32,13 +32,8 @@ def save_state(run: Path, trainer: Trainer, *, step: int, best: float, seconds: 
     for left in folder.glob(f".{NEWEST}.*"):  # by a process that was killed while it wrote
         left.unlink(missing_ok=True)
     with atomic_path(newest) as path:
-        try:
-            torch.save(state, path)
-        except RuntimeError as error:  # torch hides the system's error
-            raise UserError(
-                f"{newest} could not be written ({error}); the state before is still there. Is "
-                "the disk full?"
-            ) from error
+        with path.open("wb") as opened:  # given a path, torch would hide the system's error
+            torch.save(state, opened)
         if newest.exists():
             newest.replace(folder / BEFORE)
 

@@ -70,6 +70,7 @@ def outline(spec: Spec) -> MBConvNet:
 
 
 def _own_copy(tensor: Tensor) -> Tensor:
-    """A float32 (or whole-number) copy in the plain memory layout."""
+    """A float32 (or whole-number) copy in the plain memory layout; on `meta` what is on `meta`."""
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    return torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
+    device = "meta" if tensor.is_meta else "cpu"
+    return torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)

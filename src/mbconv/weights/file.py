@@ -93,6 +93,11 @@ def load(path: str | Path) -> MBConvNet:
     return model
 
 
+def spec_in(metadata: Mapping[str, str], path: str | Path) -> Spec:
+    """The spec in a model file's metadata; UserError, which names `path`, where there is none."""
+    return Spec.from_dict(_parse(path, metadata).get("spec"))
+
+
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the tensors in the order of their names, 64 hex digits.
 
@@ -145,7 +150,7 @@ def is_safetensors(path: Path) -> bool:
     return int.from_bytes(start[:8], "little") < MAX_HEADER and start[8:] == b"{"
 
 
-def _parse(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _parse(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if KEY not in metadata:
         raise UserError(
             f"{path} is a safetensors file that mbconv did not write: it lacks the `{KEY}` entry "

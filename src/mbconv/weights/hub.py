@@ -8,16 +8,22 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
+from mbconv.arch.spec import Spec
 from mbconv.errors import UserError
 from mbconv.files import file_hash
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
 from mbconv.weights import file, repository
+
+if TYPE_CHECKING:
+    from huggingface_hub.utils._safetensors import TensorInfo
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
 
@@ -50,6 +56,43 @@ def load(model: str) -> MBConvNet:
     return network
 
 
+def find_spec(model: str) -> Spec:
+    """The spec of a repository's network; of weights that are not cached only the header is read.
+
+    Errors are those of `fetch`, but for damaged weights.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, SafetensorsParsingError
+
+    name, revision = _parse(model)
+    if _cached(name, revision) is not None:
+        return load(model).spec
+    _check_online(model)
+    with _explained(name, revision):
+        try:
+            header = HfApi(library_name="mbconv").parse_safetensors_file_metadata(
+                name, repository.MODEL_FILE, revision=revision
+            )
+        except (EntryNotFoundError, SafetensorsParsingError) as error:
+            raise UserError(_no_weights(model)) from error
+        if file.KEY in header.metadata:
+            return file.spec_in(header.metadata, model)
+        path = Path(hf_hub_download(name, repository.CONFIG, revision=revision))
+    config = repository.read_config(path.parent)
+    return repository.assembled(config, _shapes(header.tensors), model).spec
+
+
+def _shapes(tensors: Mapping[str, "TensorInfo"]) -> dict[str, torch.Tensor]:
+    """Tensors without content, as a header describes them."""
+    return {
+        name: torch.empty(
+            tuple(about.shape), device="meta",
+            dtype=torch.float32 if "F" in about.dtype else torch.int64,
+        )
+        for name, about in tensors.items()
+    }  # fmt: skip
+
+
 def fetch(model: str, *, update: bool = False) -> Fetched:
     """Download a repository's config, weights and card, unless the cache has them.
 
@@ -64,10 +107,7 @@ def fetch(model: str, *, update: bool = False) -> Fetched:
         folder = _download(model, name, revision)
     weights = folder / repository.MODEL_FILE
     if not weights.is_file():
-        raise UserError(
-            f"{model} holds no {repository.MODEL_FILE}; mbconv opens no pickled weights. Take a "
-            "repository that has it."
-        )
+        raise UserError(_no_weights(model))
     return Fetched(folder, _verified(model, weights))
 
 
@@ -133,7 +173,16 @@ def _cached(name: str, revision: str | None) -> Path | None:
 
 
 def _download(model: str, name: str, revision: str | None) -> Path:
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
+
+    _check_online(model)
+    with _explained(name, revision):
+        files = list(repository.FILES)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+
+
+def _check_online(model: str) -> None:
+    from huggingface_hub import constants
 
     if is_offline():
         raise UserError(
@@ -141,9 +190,13 @@ def _download(model: str, name: str, revision: str | None) -> Path:
             f"HF_HUB_OFFLINE) forbids downloading. Run once with network: mbconv weights fetch "
             f"{model}"
         )
-    with _explained(name, revision):
-        files = list(repository.FILES)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+
+
+def _no_weights(model: str) -> str:
+    return (
+        f"{model} holds no {repository.MODEL_FILE}; mbconv opens no pickled weights. Take a "
+        "repository that has it."
+    )
 
 
 def _verified(model: str, weights: Path) -> str:

@@ -71,7 +71,13 @@ def load(folder: Path) -> MBConvNet:
     Preprocessing, labels and licences are the config's and the card's; epsilon and padding follow
     from the name. Raises UserError where a file is missing or broken or the network is unknown.
     """
-    config = read_config(folder)
+    model = assembled(read_config(folder), _tensors(folder), folder)
+    model.provenance = {**(model.provenance or {}), **licences(folder)}
+    return model
+
+
+def assembled(config: dict[str, Any], tensors: dict[str, Any], folder: object) -> MBConvNet:
+    """The network that timm's config and tensors make; `folder` is what errors name."""
     name = str(config["architecture"])
     about = config.get("pretrained_cfg", config)
     arguments = config.get("model_args") or {}
@@ -82,13 +88,12 @@ def load(folder: Path) -> MBConvNet:
             "Take an unchanged one."
         )
     try:
-        model = convert(_tensors(folder), source="timm", name=name)
+        model = convert(tensors, source="timm", name=name)
         model.preprocessing = _preprocessing(about)
     except (UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is no repository that mbconv can read: {error}") from error
     model.spec = model.spec.replace(resolution=model.preprocessing.resolution)
     model.labels = _labels(config, about, model.spec.num_classes)
-    model.provenance = {**(model.provenance or {}), **licences(folder)}
     return model
 
 

@@ -15,7 +15,11 @@ def find_spec(model: str | Path) -> Spec:
     path, name = Path(model), str(model)
     if path.suffix == ".json" and path.is_file():
         return Spec.from_json(path.read_text(encoding="utf-8"))
-    if path.exists() or name.startswith("hf-hub:"):
+    if name.startswith("hf-hub:") and not path.exists():
+        from mbconv.weights import hub
+
+        return hub.find_spec(name)
+    if path.exists():
         from mbconv.weights.model import load
 
         return load(model).spec
