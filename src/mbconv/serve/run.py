@@ -1,6 +1,7 @@
 """The public door: open the network, take the port, serve until told to stop."""
 
 import errno
+import logging
 import signal
 import socket
 import sys
@@ -44,7 +45,8 @@ def serve(
     from mbconv.serve.protocol import impatient
 
     limits = limits or Limits()
-    keep_freed_memory()
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of each broken form
+    keep_freed_memory(in_threads=True)
     with _taken(host, port) as listener:
         predictor = Predictor(model, trust=trust)
         config = uvicorn.Config(
