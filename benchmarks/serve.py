@@ -4,7 +4,7 @@
 
 PICTURES is a folder with JPEGs at any depth; 64 of them are held in memory and sent over loopback.
 
-1. A client alone and Predictor in this process, in turn: what HTTP adds to the median latency.
+1. A client alone and Predictor in this process, picture by picture in turn: what HTTP adds.
 2. Predictor in a process of its own and the server under all clients, in turn, a third of the time
    each round: processor seconds a picture, user and system, and their ratio within the round. Both
    keep freed memory, so that the ratio is what serving costs.
@@ -36,7 +36,7 @@ import torch
 
 from mbconv.measure.memory import keep_freed_memory
 from mbconv.record import Record, write_records
-from mbconv.runtime.predictor import Predictor
+from mbconv.runtime.predictor import Output, Predictor
 
 BOUNDARY = b"-----------------------------mbconv"
 LARGE = 20_000_000  # bytes, above the server's 16 MB
@@ -219,25 +219,25 @@ def run_predictor(model: str, contents: list[bytes], seconds: float) -> float:
 def added_latency(
     port: int, good: list[Shot], predictor: Predictor, contents: list[bytes]
 ) -> float:
-    """Seconds that HTTP adds to a picture's median: blocks of all pictures, in turn."""
-    ours, theirs = [], []
-    for _ in range(6):
-        tally = Tally()
+    """Seconds that HTTP adds: the median over pictures, each sent and computed here in turn."""
+    added: list[float] = []
 
-        async def one_by_one(tally: Tally = tally) -> None:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            for shot in good:
-                await send(shot, reader, writer, tally, time.perf_counter())
-            writer.close()
-
-        asyncio.run(one_by_one())
-        theirs += tally.seconds
-        for content in contents:
+    async def in_turn() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for shot, content in zip(good, contents, strict=True):
+            tally = Tally()
+            await send(shot, reader, writer, tally, time.perf_counter())
             started = time.perf_counter()
-            rows = predictor.infer_all([predictor.prepare(content)])
-            torch.from_numpy(rows[0]).double().softmax(0).topk(5)
-            ours.append(time.perf_counter() - started)
-    return statistics.median(theirs) - statistics.median(ours)
+            predictor.prediction(computed(predictor, content), 5)
+            added.append(tally.seconds[0] - (time.perf_counter() - started))
+        writer.close()
+
+    asyncio.run(in_turn())
+    return statistics.median(added)
+
+
+def computed(predictor: Predictor, content: bytes) -> Output:
+    return Output("", predictor.infer_all([predictor.prepare(content)])[0])
 
 
 def figure(name: str, values: list[float], unit: str) -> Record:
