@@ -52,7 +52,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
         responses=schema.common_responses(),
     )  # fmt: skip
-    _add_errors(app)
+    _add_errors(app, metrics)
     _add_predict(app, batcher, holding, allow_urls)
     _add_explain(app, batcher, holding)
     _add_state(app, batcher, allow_urls)
@@ -172,7 +172,7 @@ def _none_read(answers: list[Answer]) -> str:
     return f"None of the {len(answers)} pictures can be read. {sentence}"
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, metrics: Metrics) -> None:
     """Every refusal is JSON with a sentence under `detail`."""
 
     @app.exception_handler(RequestValidationError)
@@ -189,4 +189,5 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
+        metrics.requests.labels("500").inc()  # this answer is made outside of the guard
         return JSONResponse({"detail": "The server failed at this; its log says why."}, 500)

@@ -29,7 +29,7 @@ def add(app: FastAPI, predictor: Predictor, limits: Limits) -> None:
         runtime=runtime_name(predictor),
         explains=predictor.artifact is None,
         upload=limits.upload,
-        most=size(limits.upload),
+        most=size(limits.upload).replace(".0 ", " "),
     )
 
     @app.get("/", include_in_schema=False)

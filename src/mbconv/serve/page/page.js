@@ -84,7 +84,7 @@ function fail(entry, text) {
   const status = $(".status", entry.card);
   status.textContent = text;
   status.classList.add("problem");
-  $(".pair", entry.card).hidden = $(".seen img", entry.card).hidden;
+  $(".pair", entry.card).hidden = true;
   say(text);
 }
 
@@ -134,7 +134,7 @@ async function explain(entry, guess, row) {
     image.src = url;
     image.alt = `Places that spoke for ${guess.label}`;
     $(".heat", entry.card).hidden = false;
-    why.textContent = `Right: the part that the network sees; bright places spoke for ${guess.label}.`;
+    why.textContent = `Right: what the network sees; bright places spoke for ${guess.label}.`;
   } catch (error) {
     why.textContent = error.message;
   }
