@@ -10,7 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from images import encoded, photo
+
 BOUNDARY = b"----mbconv"
+Files = list[tuple[str, tuple[str, bytes, str]]]
+
+
+def png(seed: int) -> bytes:
+    return encoded(photo(seed), "PNG")
+
+
+def files(*contents: bytes) -> Files:
+    """A form for the test client: 0.png, 1.png and so on."""
+    return [("files", (f"{n}.png", c, "image/png")) for n, c in enumerate(contents)]
 
 
 @dataclass

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from images import encoded, photo
 from mbconv.runtime.predictor import Predictor
-from server import Server, serving
-from small import write_model
+from server import Server, png
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = api.expect
@@ -28,17 +26,6 @@ ADD = """([how, name, content]) => {
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "small.safetensors")
-
-
-@pytest.fixture(scope="module")
-def server(model: Path) -> Iterator[Server]:
-    with serving(model) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with api.sync_playwright() as playwright:
         path = shutil.which("chromium") or shutil.which("google-chrome")
@@ -52,7 +39,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(params=[(1280, False), (390, True)], ids=["wide", "phone"])
-def page(request: pytest.FixtureRequest, browser: Any, server: Server) -> Iterator[Any]:
+def page(request: pytest.FixtureRequest, browser: Any, small_server: Server) -> Iterator[Any]:
     """The page; at the end nothing has failed in it and nothing came from elsewhere."""
     width, phone = request.param
     context = browser.new_context(
@@ -62,12 +49,12 @@ def page(request: pytest.FixtureRequest, browser: Any, server: Server) -> Iterat
     page.on("pageerror", lambda error: troubles.append(str(error)))
     page.on("console", lambda m: troubles.append(m.text) if "policy" in m.text.lower() else None)
     page.on("request", lambda r: asked.append(r.url))
-    page.goto(server.url)
+    page.goto(small_server.url)
     yield page
     fits = page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
     context.close()
     assert troubles == []
-    assert all(url.startswith((server.url, "blob:")) for url in asked), asked
+    assert all(url.startswith((small_server.url, "blob:")) for url in asked), asked
     assert fits
 
 
@@ -77,9 +64,9 @@ def add(page: Any, how: str, name: str, content: bytes) -> None:
     page.evaluate(ADD, [how, name, base64.b64encode(content).decode()])
 
 
-def test_a_picture_gets_labels_and_a_heat_map(page: Any, model: Path) -> None:
-    content = encoded(photo(1), "PNG")
-    (expected,) = Predictor(model).predict([content])
+def test_a_picture_gets_labels_and_a_heat_map(page: Any, small_model: Path) -> None:
+    content = png(1)
+    (expected,) = Predictor(small_model).predict([content])
     add(page, "drop", "first.png", content)
     card = page.locator(".card")
     rows = card.locator(".row")
@@ -103,11 +90,11 @@ def test_a_picture_gets_labels_and_a_heat_map(page: Any, model: Path) -> None:
 def test_several_pictures_and_a_broken_one(page: Any, tmp_path: Path) -> None:
     paths = [tmp_path / f"{n}.png" for n in range(3)]
     for n, path in enumerate(paths):
-        path.write_bytes(encoded(photo(n), "PNG")[: 2000 if n == 2 else None])
+        path.write_bytes(png(n)[: 2000 if n == 2 else None])
     page.set_input_files("#files", paths)
     expect(page.locator(".problem")).to_have_text("2.png cannot be read: cut off before its end.")
     expect(page.locator("#compare th[scope=col]")).to_have_count(2)
-    add(page, "paste", "pasted.png", encoded(photo(7), "PNG"))
+    add(page, "paste", "pasted.png", png(7))
     expect(page.locator("#compare th[scope=col]")).to_have_count(3)
     expect(page.locator("#compare td.best")).to_have_count(3)
     page.get_by_role("button", name="Remove 0.png").click()

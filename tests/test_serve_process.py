@@ -12,23 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from images import encoded, photo
-from server import Server, answer, form, seconds_until_closed, serving
-from small import write_model
+from mbconv.errors import UserError
+from mbconv.serve.run import serve
+from server import Server, answer, form, png, seconds_until_closed, serving
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals end the server")
 
-PICTURE = encoded(photo(1), "PNG")
+PICTURE = png(1)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "small.safetensors")
-
-
-@pytest.fixture(scope="module")
-def server(model: Path) -> Iterator[Server]:
-    with serving(model, "--timeout", "2s", "--max-upload", "1MB") as server:
+def server(small_model: Path) -> Iterator[Server]:
+    with serving(small_model, "--timeout", "2s", "--max-upload", "1MB") as server:
         yield server
 
 
@@ -73,10 +68,14 @@ def test_an_upload_that_never_ends_is_cut_off(server: Server) -> None:
     assert ask(server, form(PICTURE))[0] == 200
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_what_is_in_flight_is_answered_before_the_end(model: Path, how: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    "how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_what_is_in_flight_is_answered_before_the_end(
+    small_model: Path, how: signal.Signals
+) -> None:
     request = form(PICTURE)
-    with serving(model) as server, server.connect() as client, server.connect() as idle:
+    with serving(small_model) as server, server.connect() as client, server.connect() as idle:
         assert ask(server, request)[0] == 200
         client.sendall(request[:-100])
         time.sleep(0.3)
@@ -97,25 +96,23 @@ def test_what_is_in_flight_is_answered_before_the_end(model: Path, how: signal.S
     assert "Traceback" not in printed
 
 
-def run(*arguments: str, code: str = "") -> tuple[int, str]:
-    script = f"{code}\nfrom mbconv.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", script, "serve", *arguments], capture_output=True, text=True
-    )
-    return done.returncode, done.stderr
-
-
-def test_mistakes_get_a_sentence(model: Path) -> None:
+def test_mistakes_get_a_sentence(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert run(str(model), "--port", str(port)) == (
-            2, f"error: Another program has port {port} of 127.0.0.1; choose another --port, or "
-            "--port 0 for a free one.\n",
+        code = "from mbconv.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "serve", str(small_model), "--port", str(port)],
+            capture_output=True, text=True,
         )  # fmt: skip
-    missing = "import sys; sys.modules['uvicorn'] = None"
-    code, said = run(str(model), code=missing)
-    assert (code, "needs uvicorn" in said, 'pip install "mbconv[serve]"' in said) == (2, True, True)
-    code, said = run("no_such_model", "--port", "0")
-    assert (code, said.startswith("error: "), "Traceback" in said) == (2, True, False)
-    code, said = run(str(model), "--host", "192.0.2.1", "--port", "0")
-    assert (code, "no address of this machine" in said) == (2, True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: Another program has port {port} of 127.0.0.1; choose another --port, or "
+        "--port 0 for a free one.\n"
+    )
+    with pytest.raises(UserError, match="--host is no address of this machine"):
+        serve(small_model, host="192.0.2.1", port=0)
+    with pytest.raises(UserError, match="--host x y is no address"):
+        serve(small_model, host="x y", port=0)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(UserError, match=r'needs uvicorn.*: pip install "mbconv\[serve\]"'):
+        serve(small_model)

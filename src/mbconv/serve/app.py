@@ -16,7 +16,7 @@ from mbconv.runtime.predictor import Predictor
 from mbconv.serve import pages, schema
 from mbconv.serve.batcher import Answer, Batcher
 from mbconv.serve.guard import Guard
-from mbconv.serve.holding import Holding
+from mbconv.serve.holding import Held, Holding
 from mbconv.serve.limits import Limits
 from mbconv.serve.metrics import CONTENT_TYPE, Metrics
 from mbconv.serve.upload import Upload, receive
@@ -72,7 +72,8 @@ def _add_predict(app: FastAPI, batcher: Batcher, holding: Holding, allow_urls: b
         """One result a picture, in order. A picture that cannot be read has an `error` in its
         result; where none can be read the status is 422."""
         with holding.request() as held:
-            uploads = await _fetched(await receive(request, limits, held), limits, allow_urls)
+            sent = await receive(request, limits, held)
+            uploads = await _fetched(sent, limits, held, allow_urls)
             answers = await batcher.predict(uploads, top)
         read = [answer for answer in answers if answer.prediction.error is None]
         for answer in read:
@@ -137,15 +138,27 @@ def _add_state(app: FastAPI, batcher: Batcher, allow_urls: bool) -> None:
 
 
 async def _fetched(
-    sent: list[Upload] | list[str], limits: Limits, allow_urls: bool
+    sent: list[Upload] | list[str], limits: Limits, held: Held, allow_urls: bool
 ) -> list[Upload]:
+    """The uploads, or what lies behind the URLs in their place."""
     urls = [url for url in sent if isinstance(url, str)]
     if not urls:
         return [upload for upload in sent if isinstance(upload, Upload)]
     if not allow_urls:
         sentence = "This server takes no URLs; send the file, or start it with --allow-urls."
         raise HTTPException(403, sentence)
-    return await asyncio.gather(*(asyncio.to_thread(fetch, url, limits) for url in urls))
+
+    async def one(url: str) -> Upload:
+        upload = await asyncio.to_thread(fetch, url, limits)
+        held.add(len(upload.data))
+        return upload
+
+    try:
+        async with asyncio.timeout(limits.seconds):
+            return await asyncio.gather(*map(one, urls))
+    except TimeoutError:
+        late = f"The URLs did not answer within {limits.seconds:g} seconds."
+        raise HTTPException(408, late) from None
 
 
 def _result(answer: Answer) -> dict[str, Any]:

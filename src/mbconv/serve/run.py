@@ -45,9 +45,9 @@ def serve(
     from mbconv.serve.protocol import impatient
 
     limits = limits or Limits()
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of each broken form
-    keep_freed_memory(in_threads=True)
     with _taken(host, port) as listener:
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of broken forms
+        keep_freed_memory(in_threads=True)
         predictor = Predictor(model, trust=trust)
         config = uvicorn.Config(
             create_app(predictor, limits=limits, allow_urls=allow_urls),
