@@ -1,5 +1,6 @@
 """The page in Chromium: mouse, keyboard, clipboard, phone."""
 
+import base64
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from server import Server, png
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = api.expect
+expect.set_options(timeout=30_000)
 
 ADD = """([how, name, content]) => {
     const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
@@ -59,8 +61,6 @@ def page(request: pytest.FixtureRequest, browser: Any, small_server: Server) -> 
 
 
 def add(page: Any, how: str, name: str, content: bytes) -> None:
-    import base64
-
     page.evaluate(ADD, [how, name, base64.b64encode(content).decode()])
 
 

@@ -124,6 +124,7 @@ def _add_state(app: FastAPI, batcher: Batcher, allow_urls: bool) -> None:
     }
 
     @app.get("/health", summary="Whether the server answers", response_model=schema.Health,
+             responses={503: {"model": schema.Health, "description": "A thread has ended"}},
              tags=["State"])  # fmt: skip
     async def health() -> Response:
         """Status 200, or 503 where a thread has ended."""

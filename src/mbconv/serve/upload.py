@@ -44,7 +44,7 @@ async def receive(request: Request, limits: Limits, held: Held) -> list[Upload] 
     arrive in time, 413, 415, 422, and 503 where others' uploads take all room. What is refused is
     read to its end and dropped, within the same time: clients that are still sending do not listen.
     """
-    body = _body(request, limits)
+    body: Body | None = None
     refusal: HTTPException | None = None
     dropped = 0
     try:
@@ -52,11 +52,12 @@ async def receive(request: Request, limits: Limits, held: Held) -> list[Upload] 
             async for chunk in request.stream():
                 try:
                     if refusal is None:
+                        body = body or _body(request, limits)
                         held.add(len(chunk))
                         body.write(chunk)
                         continue
                 except HTTPException as error:
-                    refusal, body = error, _body(request, limits)  # lets go of what came so far
+                    refusal, body = error, None  # lets go of what came so far
                     held.clear()
                 dropped += len(chunk)
                 if dropped > limits.held:
@@ -69,6 +70,7 @@ async def receive(request: Request, limits: Limits, held: Held) -> list[Upload] 
     if refusal is not None:
         refusal.headers = {**(refusal.headers or {}), "Connection": "close"}
         raise refusal
+    assert body is not None, "a stream ends with an empty chunk, if with nothing else"
     result: list[Upload] | list[str] = body.finish()
     return result
 
