@@ -40,10 +40,11 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(params=[(1280, False), (390, True)], ids=["wide", "phone"])
+@pytest.fixture(params=["wide", "phone"])
 def page(request: pytest.FixtureRequest, browser: Any, small_server: Server) -> Iterator[Any]:
     """The page; at the end nothing has failed in it and nothing came from elsewhere."""
-    width, phone = request.param
+    phone = request.param == "phone"
+    width = 390 if phone else 1280
     context = browser.new_context(
         viewport={"width": width, "height": 800}, has_touch=phone, is_mobile=phone
     )
@@ -87,6 +88,7 @@ def test_a_picture_gets_labels_and_a_heat_map(page: Any, small_model: Path) -> N
     expect(page.get_by_role("status")).to_contain_text("first.png: ")
 
 
+@pytest.mark.parametrize("page", ["phone"], indirect=True)
 def test_several_pictures_and_a_broken_one(page: Any, tmp_path: Path) -> None:
     paths = [tmp_path / f"{n}.png" for n in range(3)]
     for n, path in enumerate(paths):
@@ -113,6 +115,7 @@ def test_a_camera_is_offered_where_there_is_one(page: Any) -> None:
     assert chooser.value.is_multiple()
 
 
+@pytest.mark.parametrize("page", ["wide"], indirect=True)
 def test_a_file_that_is_too_large_is_not_sent(page: Any) -> None:
     page.set_input_files(
         "#files", {"name": "large.png", "mimeType": "image/png", "buffer": bytes(16_000_001)}

@@ -24,7 +24,7 @@ from mbconv.serve.urls import fetch
 
 Top = Annotated[int, Query(ge=1, description="How many classes to name, best first.")]
 Index = Annotated[
-    int | None, Query(ge=0, description="The class's `index`; by default that of the answer.")
+    int | None, Query(ge=0, description="The class's number; by default that of the answer.")
 ]
 
 
@@ -66,10 +66,11 @@ def _add_predict(app: FastAPI, batcher: Batcher, holding: Holding, allow_urls: b
 
     @app.post(
         "/predict", summary="Name what is in pictures", response_model=schema.Answers,
+        response_description="The results",
         openapi_extra=schema.picture_body(limits, urls=allow_urls), tags=["API"],
     )  # fmt: skip
     async def predict(request: Request, top: Top = 5) -> Response:
-        """One result a picture, in order. A picture that cannot be read has an `error` in its
+        """One result a picture, in order. A picture that cannot be read has an error in its
         result; where none can be read the status is 422."""
         with holding.request() as held:
             sent = await receive(request, limits, held)
@@ -124,6 +125,7 @@ def _add_state(app: FastAPI, batcher: Batcher, allow_urls: bool) -> None:
     }
 
     @app.get("/health", summary="Whether the server answers", response_model=schema.Health,
+             response_description="What is served",
              responses={503: {"model": schema.Health, "description": "A thread has ended"}},
              tags=["State"])  # fmt: skip
     async def health() -> Response:
