@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 KERAS := .venv-keras
 
-.PHONY: demo test test-all test-keras check bench bench-kernels bench-data clean
+.PHONY: demo test test-all test-keras check bench bench-kernels bench-data bench-serve clean
 
 KERNELS := $(wildcard src/mbconv/kernels/native/*.cpp src/mbconv/kernels/native/*.h)
 
@@ -46,6 +46,9 @@ bench-kernels: $(READY)  ## Training steps against timm and ResNet-50, memory ke
 
 bench-data: $(READY)  ## Pictures a second from JPEGs against torchvision and timm; two minutes
 	$(BIN)/python benchmarks/data.py $(MBCONV_DATA)/clothing
+
+bench-serve: $(READY)  ## The server under 32 clients, a tenth of them hostile; three minutes
+	$(BIN)/python benchmarks/serve.py efficientnet_lite0 $(MBCONV_DATA)/clothing/test
 
 clean:
 	rm -rf $(VENV) $(KERAS) build dist *.egg-info src/mbconv/kernels/native/*.so

@@ -1,9 +1,13 @@
 """Fixtures that several test files share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from server import Server, serving
+from small import write_model
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +23,16 @@ def data_root() -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("MBCONV_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file of small.SMALL, to be served."""
+    return write_model(tmp_path_factory.mktemp("model") / "small.safetensors")
+
+
+@pytest.fixture(scope="session")
+def small_server(small_model: Path) -> Iterator[Server]:
+    """A server of that model, in a process of its own, that any test may ask."""
+    with serving(small_model, "--allow-urls") as server:
+        yield server

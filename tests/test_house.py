@@ -27,6 +27,7 @@ STOREYS = (
     ("training",),
     ("export",),
     ("study",),
+    ("serve",),
     ("cli",),
     ("__main__",),
 )

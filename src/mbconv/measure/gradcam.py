@@ -34,7 +34,7 @@ def grad_cam(model: MBConvNet, picture: Picture, class_index: int | None = None)
     size. Raises Unreadable for a picture that cannot be read.
     """
     predictor = Predictor(model)
-    return _heat(predictor, predictor.prepare(picture), class_index)
+    return heat_map(predictor, predictor.prepare(picture), class_index)
 
 
 def crop(model: MBConvNet, picture: Picture) -> Image.Image:
@@ -66,13 +66,14 @@ def explain_mistakes(model: MBConvNet, record: Record, dataset: Dataset, limit: 
             pixels = predictor.prepare(places[mistake["path"]])
         except Unreadable:
             continue
-        heat = _heat(predictor, pixels, _class_index(predictor, mistake))
+        heat = heat_map(predictor, pixels, _class_index(predictor, mistake))
         image = Image.fromarray(pixels)
         mistake["thumbnail"] = _data_uri(image)
         mistake["cam"] = _data_uri(overlay(image, heat))
 
 
-def _heat(predictor: Predictor, pixels: NDArray[np.uint8], class_index: int | None) -> Heat:
+def heat_map(predictor: Predictor, pixels: NDArray[np.uint8], class_index: int | None) -> Heat:
+    """As `grad_cam`, of a picture that `predictor` has prepared: uint8 [R, R, 3]."""
     model = predictor.model
     with evaluating(model), torch.no_grad():
         x = torch.from_numpy(pixels)[None].to(predictor.device)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mbconv.arch.cost import cost
 from mbconv.arch.spec import Spec
-from mbconv.data.decode import Unreadable, decode, to_rgb
+from mbconv.data.decode import MAX_PIXELS, Unreadable, decode, to_rgb
 from mbconv.data.place import Place
 from mbconv.data.transform import normalise, prepare
 from mbconv.errors import UserError
@@ -49,8 +49,9 @@ class Output:
 class Prediction:
     """The best classes of one picture with their probabilities, best first.
 
-    For a picture that cannot be read, `error` is the reason, `labels` and `scores` are empty and
-    `logits` is None; otherwise `logits` is [classes].
+    For a picture that cannot be read, `error` is the reason, `labels`, `scores` and `indices` are
+    empty and `logits` is None; otherwise `logits` is [classes]. `indices` number the classes, since
+    two of them may have the same label.
     """
 
     source: str
@@ -58,6 +59,7 @@ class Prediction:
     scores: tuple[float, ...]
     error: str | None = None
     logits: Logits | None = None
+    indices: tuple[int, ...] = ()
 
 
 @dataclass
@@ -148,7 +150,7 @@ class Predictor:
         """
         if top_k < 1:
             raise UserError(f"The number of classes to show is {top_k}; it must be 1 or more.")
-        return (self._prediction(output, top_k) for output in self.logits(pictures))
+        return (self.prediction(output, top_k) for output in self.logits(pictures))
 
     def logits(self, pictures: Iterable[Picture]) -> Iterator[Output]:
         """Yield one Output a picture, in order; pictures are taken as they are needed.
@@ -183,18 +185,19 @@ class Predictor:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def prepare(self, picture: Picture) -> NDArray[np.uint8]:
+    def prepare(self, picture: Picture, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
         """Read, resize and crop one picture: uint8 [resolution, resolution, 3].
 
         For an artifact with the entry `pictures` it is only read, [H, W, 3].
-        Raises Unreadable with the reason for a picture that cannot be read.
+        Raises Unreadable with the reason for a picture that cannot be read, or whose file has
+        more than `max_pixels`.
         """
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(picture)
         if isinstance(picture, Image.Image):
             image = _upright_rgb(picture)
         else:
-            image = decode(picture, min_side=self.preprocessing.resize)
+            image = decode(picture, min_side=self.preprocessing.resize, max_pixels=max_pixels)
         return np.array(image) if self._whole else prepare(image, self.preprocessing)
 
     def infer(self, pixels: Tensor) -> Tensor:
@@ -202,6 +205,26 @@ class Predictor:
         with torch.inference_mode():
             x = pixels.to(self.device)
             return self.backend.logits(x if self._whole else normalise(x, self.preprocessing))
+
+    def infer_all(self, pictures: list[NDArray[np.uint8]]) -> Logits:
+        """Prepared pictures, uint8 [H, W, 3] each -> logits, float32 [N, classes].
+
+        Those of different sizes, which do not stack, are computed one by one.
+        """
+        same = len({pixels.shape for pixels in pictures}) == 1
+        batches = [np.stack(pictures)] if same else [pixels[None] for pixels in pictures]
+        rows = [self.infer(torch.from_numpy(batch)).cpu().numpy() for batch in batches]
+        return np.concatenate(rows)
+
+    def prediction(self, output: Output, top_k: int) -> Prediction:
+        """The `top_k` best classes of an Output."""
+        if output.logits is None:
+            return Prediction(output.source, (), (), output.error)
+        scores = torch.from_numpy(output.logits).double().softmax(0)
+        best, indices = scores.topk(min(top_k, len(scores)))
+        numbers = tuple(indices.tolist())
+        labels = tuple(self.labels[i] for i in numbers)
+        return Prediction(output.source, labels, tuple(best.tolist()), None, output.logits, numbers)
 
     def _timed(self, picture: Picture) -> tuple[NDArray[np.uint8], float]:
         started = perf_counter()
@@ -222,26 +245,11 @@ class Predictor:
         rows: Iterator[Logits] = iter(())
         if readable:
             started = perf_counter()
-            rows = iter(self._rows(readable))
+            rows = iter(self.infer_all(readable))
             self.timing.computing += perf_counter() - started
             self.timing.pictures += len(readable)
         for source, pixels, error in batch:
             yield Output(source, None if pixels is None else next(rows), error)
-
-    def _rows(self, pictures: list[NDArray[np.uint8]]) -> Logits:
-        """Logits of each; pictures of different sizes, which do not stack, one by one."""
-        same = len({pixels.shape for pixels in pictures}) == 1
-        batches = [np.stack(pictures)] if same else [pixels[None] for pixels in pictures]
-        rows = [self.infer(torch.from_numpy(batch)).cpu().numpy() for batch in batches]
-        return np.concatenate(rows)
-
-    def _prediction(self, output: Output, top_k: int) -> Prediction:
-        if output.logits is None:
-            return Prediction(output.source, (), (), output.error)
-        scores = torch.from_numpy(output.logits).double().softmax(0)
-        best, indices = scores.topk(min(top_k, len(scores)))
-        labels = tuple(self.labels[i] for i in indices.tolist())
-        return Prediction(output.source, labels, tuple(best.tolist()), None, output.logits)
 
 
 def _fitting_batch(spec: Spec, resolution: int) -> int:
