@@ -181,7 +181,7 @@ class Shrinking:
 def _plain(model: MBConvNet) -> MBConvNet:
     """A copy in float32 on the CPU, in the layout that passes are timed in."""
     copy = deepcopy(model).cpu().float().eval()
-    copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    copy.to(memory_format=torch.channels_last)
     return copy
 
 

@@ -92,11 +92,9 @@ def _add_patches(moments: Moments, conv: Conv2d) -> Callable[[Tensor], None]:
 
     def look(x: Tensor) -> None:
         size = conv.kernel_size[0]
-        for part in x[:_PATCHES].split(4):
-            columns = F.unfold(
-                conv.padded(part), size, dilation=conv.dilation, stride=conv.stride,
-                padding=0 if conv.pads_by_size else conv.padding,
-            )  # fmt: skip
+        padding = 0 if conv.pads_by_size else size // 2 * conv.dilation[0]
+        for part in x[:_PATCHES].tensor_split(4):  # 25 times as large for a moment
+            columns = F.unfold(conv.padded(part), size, conv.dilation, padding, conv.stride)
             columns = columns.view(len(part), x.shape[1], size * size, -1)
             moments.add(columns.permute(1, 0, 3, 2).reshape(x.shape[1], -1, size * size))
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -125,13 +126,13 @@ def timed_savings(
     with torch.inference_mode():
         x = model.stem(x.contiguous(memory_format=torch.channels_last))
         for name, module in [*named_blocks(model), (HEAD, model.head)]:
-            calls[name] = lambda module=module, x=x: module(x)
+            calls[name] = partial(module, x)
             for number, change in enumerate(changes):
                 if change.module == name and change.kind != "block":
                     option = _Tried(change, surgeon)
                     assert option.module is not None
-                    option.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                    calls[str(number)] = lambda option=option, x=x: option(x)
+                    option.module.to(memory_format=torch.channels_last)
+                    calls[str(number)] = partial(option, x)
             x = module(x)
     seconds = least_seconds(calls)
     return [
@@ -160,6 +161,6 @@ def whole_seconds(networks: Iterable[MBConvNet], resolution: int) -> list[float]
     x = torch.randn(1, networks[0].spec.in_channels, resolution, resolution)
     x = x.contiguous(memory_format=torch.channels_last)
     calls: dict[str, Callable[[], object]] = {
-        str(number): lambda network=network: network(x) for number, network in enumerate(networks)
+        str(number): partial(network, x) for number, network in enumerate(networks)
     }
     return list(least_seconds(calls).values())

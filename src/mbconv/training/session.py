@@ -27,6 +27,7 @@ from mbconv.training import compilation, determinism, folder, setup
 from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged, save_failed_step
 from mbconv.training.failing import lost_pictures, tell_left_out
+from mbconv.training.growth import carry_over, grown
 from mbconv.training.head import start_head
 from mbconv.training.kept import is_kept, keep
 from mbconv.training.loop import EpochStats, Trainer, epochs
@@ -34,6 +35,7 @@ from mbconv.training.machine import DTYPES, Machine, find_device, plain_machine
 from mbconv.training.recipe import Recipe
 from mbconv.training.schedule import Step, total_steps
 from mbconv.training.state import load_state, save_state
+from mbconv.training.teacher import find_teacher, keep_teacher
 from mbconv.training.tracking import Trackers, open_trackers
 from mbconv.weights.model import MODEL_FILE, load
 
@@ -86,6 +88,9 @@ class Session:
         seed = earlier["seed"] if earlier else settings.seed
         self.dataset, found = setup.open_data(data, seed, self.reporter)
         torch.manual_seed(seed)  # of fresh weights, if only the classifier's
+        origin = settings.grow_from
+        if origin is not None:
+            model = grown(origin, model, seed)
         network, pretrained = setup.make_model(model, self.dataset.classes)
         setup.announce(network, pretrained, str(model), self.reporter)
         if earlier:
@@ -103,10 +108,17 @@ class Session:
             "budget_seconds": settings.budget,
             "trackers": list(settings.trackers),
             "cache": cache,
+            "grown_from": None if origin is None else str(origin),
+            "teacher": None if settings.teacher is None else setup.name_of(settings.teacher),
         } | folder.made_with()
         self._hold()
         folder.write_data(self.path, self.dataset, found)
+        if settings.teacher is not None:
+            keep_teacher(self.path, settings.teacher, self.dataset.classes)
         self._make_trainer(network, machine)
+        told = None if origin is None else carry_over(self.trainer, origin, seed)
+        if told:
+            self.reporter.say(told)
         if settings.compile != "off" and not earlier:
             batch = setup.random_batch(network, self.recipe, self.recipe.batch_size)
             self.reporter.say(compilation.settle(self.trainer, batch, settings.compile))
@@ -183,13 +195,16 @@ class Session:
         total = total_steps(self.recipe, len(samples))
         counted = Counter(sample.label for sample in samples)
         counts = [counted[label] for label in range(len(self.dataset.classes))]
-        self.trainer = Trainer(network, self.recipe, machine, total, counts)
+        teacher = find_teacher(self.path)
+        self.trainer = Trainer(network, self.recipe, machine, total, counts, teacher)
 
     # -- learn ---------------------------------------------------------------------------------
 
     def fit_head(self) -> None:
         """Start the classifier as the recipe says; fitting it counts as epoch 0."""
         network, resolution = self.trainer.model, self.recipe.transfer.head_resolution
+        if resolution is None and not self.recipe.transfer.zero_head:
+            return  # the average may be older than this run
         begun, samples = time.perf_counter(), list(self.dataset.splits["train"])
         dtype = DTYPES[self.trainer.machine.frozen_dtype]
         start_head(network, samples, self.recipe, self.reporter, dtype)
