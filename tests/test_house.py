@@ -25,7 +25,7 @@ STOREYS = (
     ("growing",),
     ("report",),  # no storey between it and `arch` may be imported: see below
     ("training",),
-    ("export",),
+    ("export", "shrinking"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}
@@ -85,6 +85,7 @@ def test_public_names() -> None:
         "save",
         "save_pretrained",
         "scale",
+        "shrink",
         "train",
         "with_output_stride",
     ]

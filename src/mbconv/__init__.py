@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mbconv.preprocessing import Preprocessing
     from mbconv.record import Record
     from mbconv.runtime.predictor import Prediction, Predictor
+    from mbconv.shrinking.run import shrink
     from mbconv.training.run import Run, resume, train
     from mbconv.weights.file import save
     from mbconv.weights.hub import push_to_hub
@@ -54,6 +55,7 @@ _HOME = {
     "save": "weights.file",
     "save_pretrained": "weights.repository",
     "scale": "arch.scale",
+    "shrink": "shrinking.run",
     "train": "training.run",
     "with_output_stride": "arch.scale",
 }
@@ -85,6 +87,7 @@ __all__ = [
     "save",
     "save_pretrained",
     "scale",
+    "shrink",
     "train",
     "with_output_stride",
 ]

@@ -9,6 +9,7 @@ from mbconv.cli import (
     machine,
     networks,
     runs,
+    shrinking,
     training,
     weights,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "main",
     "networks",
     "runs",
+    "shrinking",
     "training",
     "weights",
 ]

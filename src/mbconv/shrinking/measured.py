@@ -83,16 +83,14 @@ class Shrinking:
         model, left, number = self.source, 1.0, 0
         while left > self.wishes.to:
             number += 1
-            chosen = self._round(model, min(left - self.wishes.to, ROUND), number)
+            chosen = self._round(model, left, number)
             if not chosen:
                 raise UserError(
                     f"Nothing is left that can be removed from {self.source.spec.name}, and "
                     f"{left:.0%} of its {self.wishes.by} are still there; ask for more than that, "
                     "or for a narrower network (mbconv info --phi)."
                 )
-            surgeon = Surgeon(model, statistics(model, self.seen))
-            model = _plain(surgeon.apply([option.change for option in chosen]))
-            left = self._left(model)
+            model, left, chosen = self._applied(model, chosen)
             self._note(chosen, number, trial.effect_of(model, self.answers), left)
         model, recalibrated = self._recalibrated(model)
         model.spec = self._named(model.spec)
@@ -104,8 +102,8 @@ class Shrinking:
         )  # fmt: skip
         return model, plan
 
-    def _round(self, model: MBConvNet, need: float, number: int) -> list[Option]:
-        """Try everything on the network as it is now, and choose."""
+    def _round(self, model: MBConvNet, left: float, number: int) -> list[Option]:
+        """Try everything on the network as it is now, of which `left` is left, and choose."""
         self.tell(f"round {number}: statistics", 0, 1)
         surgeon = Surgeon(model, statistics(model, self.seen))
         tried = list(changes(model.spec, self.wishes.multiple))
@@ -115,16 +113,32 @@ class Shrinking:
         )  # fmt: skip
         if self.wishes.by == "ms":
             saved = trial.timed_savings(model, surgeon, tried, self.resolution)
-            (all_of_it,) = trial.whole_seconds([self.source], self.resolution)
         else:
             saved = trial.counted_savings(model, tried, self.wishes.by, self.resolution)
-            all_of_it = getattr(cost(self.source.spec, self.resolution), self.wishes.by)
         options = [
-            Option(change=change, saved=less / all_of_it, loss=effect.loss - whole.loss,
+            Option(change=change, saved=less * left, loss=effect.loss - whole.loss,
                    cost=effect.divergence - whole.divergence)
             for change, effect, less in zip(tried, each, saved, strict=True)
         ]  # fmt: skip
-        return choose(options, need)
+        return choose(options, min(left - self.wishes.to, ROUND))
+
+    def _applied(
+        self, model: MBConvNet, chosen: list[Option]
+    ) -> tuple[MBConvNet, float, list[Option]]:
+        """The network after the removals, what is left, and which were needed.
+
+        Where less is left than asked for, the last ones are kept out again, as far as they may.
+        """
+        surgeon = Surgeon(model, statistics(model, self.seen))
+        made = _plain(surgeon.apply([option.change for option in chosen]))
+        left = self._left(made)
+        while len(chosen) > 1 and left < self.wishes.to:
+            other = _plain(surgeon.apply([option.change for option in chosen[:-1]]))
+            more = self._left(other)
+            if more > self.wishes.to:
+                break
+            made, left, chosen = other, more, chosen[:-1]
+        return made, left, chosen
 
     def _left(self, model: MBConvNet) -> float:
         """The share of the source's milliseconds, multiply-adds or parameters."""

@@ -111,21 +111,27 @@ def effect_of(model: MBConvNet, batches: Sequence[Answers]) -> Effect:
 def counted_savings(
     model: MBConvNet, changes: Sequence[Change], by: str, resolution: int
 ) -> list[float]:
-    """Multiply-adds or parameters that each change saves."""
+    """The share of the network's multiply-adds or parameters that each change saves."""
     before = getattr(cost(model.spec, resolution), by)
     after = (getattr(cost(smaller(model.spec, c), resolution), by) for c in changes)
-    return [float(before - there) for there in after]
+    return [(before - there) / before for there in after]
 
 
 def timed_savings(
     model: MBConvNet, surgeon: Surgeon, changes: Sequence[Change], resolution: int
 ) -> list[float]:
-    """Seconds of a pass of one picture that each change saves, float32, module by module."""
+    """The share of a pass of one picture that each change saves, float32, module by module.
+
+    All modules and their stand-ins are timed in turn, so that a busy machine slows all alike.
+    """
     x = torch.randn(1, model.spec.in_channels, resolution, resolution)
+    chain: list[tuple[str, nn.Module]] = [*named_blocks(model), (HEAD, model.head)]
     calls: dict[str, Callable[[], object]] = {}
     with torch.inference_mode():
-        x = model.stem(x.contiguous(memory_format=torch.channels_last))
-        for name, module in [*named_blocks(model), (HEAD, model.head)]:
+        x = x.contiguous(memory_format=torch.channels_last)
+        calls["stem"] = partial(model.stem, x)
+        x = model.stem(x)
+        for name, module in chain:
             calls[name] = partial(module, x)
             for number, change in enumerate(changes):
                 if change.module == name and change.kind != "block":
@@ -135,8 +141,9 @@ def timed_savings(
                     calls[str(number)] = partial(option, x)
             x = module(x)
     seconds = least_seconds(calls)
+    whole = seconds["stem"] + sum(seconds[name] for name, _ in chain)
     return [
-        seconds[change.module] - seconds.get(str(number), 0.0)
+        (seconds[change.module] - seconds.get(str(number), 0.0)) / whole
         for number, change in enumerate(changes)
     ]
 
