@@ -149,16 +149,16 @@ def timed_savings(
 
 
 def least_seconds(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Seconds of each call, the least of some rounds in turn: what the machine does undisturbed."""
+    """Seconds of each call, the least of some in turn: what the machine does undisturbed."""
     best = dict.fromkeys(calls, float("inf"))
     with torch.inference_mode():
         for _ in range(_ROUNDS):
             for name, call in calls.items():
                 call()  # brings it into the cache
-                begun = time.perf_counter()
                 for _ in range(_CALLS):
+                    begun = time.perf_counter()
                     call()
-                best[name] = min(best[name], (time.perf_counter() - begun) / _CALLS)
+                    best[name] = min(best[name], time.perf_counter() - begun)
     return best
 
 
