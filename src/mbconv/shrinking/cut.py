@@ -9,7 +9,7 @@ from torch import Tensor
 from mbconv.nn.block import MBConvBlock
 from mbconv.nn.model import MBConvNet
 from mbconv.shrinking.change import HEAD, Change, module_after, place, smaller
-from mbconv.shrinking.refit import elimination, refitted
+from mbconv.shrinking.refit import Moments, elimination, refitted
 from mbconv.shrinking.statistics import Statistics
 from mbconv.weights.assemble import assemble
 
@@ -80,7 +80,7 @@ class Surgeon:
             for name, tensor in state.items()
         }
         if change.module in self.statistics.gated:
-            _spare_gate(made, state, self.statistics.gated[change.module].mean, stays)
+            _refit_gate(made, state, self.statistics.gated[change.module], kept)
         fitted, fall = refitted(matrix, moments, kept)
         made[f"{reader}.weight"] = fitted.reshape(len(weight), len(kept), *weight.shape[2:])
         if norm is None:
@@ -115,18 +115,18 @@ def _part(name: str, tensor: Tensor, kept: Tensor, rows: tuple[str, ...]) -> Ten
     """A tensor of the module without the channels that go; what reads them is fitted apart."""
     if name.startswith(rows) or (name.startswith("gate") and "expand." in name):
         return tensor[kept] if tensor.ndim else tensor
-    if name.startswith("gate") and name.endswith((".reduce.weight", ".conv.weight")):
-        return tensor[:, kept]
     return tensor
 
 
-def _spare_gate(made: State, state: State, mean: Tensor, stays: Tensor) -> None:
-    """Let the squeeze's bias stand for the mean of what it no longer sees."""
-    for name in state:
-        if name.endswith("reduce.weight"):
-            bias, lost = name.replace("weight", "bias"), ~stays
-            seen = state[name].flatten(1)[:, lost] @ mean[lost].to(state[name])
-            made[bias] = state[bias] + seen
+def _refit_gate(made: State, state: State, moments: Moments, kept: Tensor) -> None:
+    """What a gate reads of the map, fitted at every place; its means then fit as well."""
+    for name, weight in state.items():
+        if name.startswith("gate") and name.endswith((".reduce.weight", ".conv.weight")):
+            fitted, fall = refitted(weight.flatten(1), moments, kept)
+            made[name] = fitted[:, :, None, None]
+            bias = name.replace("weight", "bias")
+            if bias in state:  # spatial gates have none
+                made[bias] = state[bias] + fall
 
 
 def _scale(state: State, norm: str | None, eps: float) -> Tensor | float:

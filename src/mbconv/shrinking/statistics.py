@@ -20,10 +20,10 @@ _PATCHES = 16  # pictures whose patches are kept: already thousands for 25 weigh
 
 @dataclass
 class Statistics:
-    """By module: moments of what its last layer reads, of the depthwise patches, gates' means.
+    """By module: moments of what its last layer reads, of depthwise patches, of gates' inputs.
 
-    `read` has vectors [E] at every place (of the head [1280] a picture), `patches` [E, k * k],
-    `gated` means of what enters the gate, [E].
+    `read` and `gated` are of vectors [E] at every place (of the head one a picture), `patches` of
+    [E, k * k].
     """
 
     read: dict[str, Moments] = field(default_factory=dict)
