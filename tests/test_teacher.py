@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from click.testing import CliRunner
 
 import mbconv
@@ -53,25 +52,21 @@ def test_an_interrupted_run_goes_on_with_its_teacher(tmp_path: Path, pictures: P
     teacher = mbconv.load(write_model(tmp_path / "teacher.safetensors"))
     teacher.labels = ("class0", "class1", "class2", "class3")
     student = write_model(tmp_path / "small.safetensors")
-    settings = {"resolution": 32, "epochs": 2, "recipe": "further", "quiet": True}
 
     def stop(network: mbconv.MBConvNet, line: dict[str, object]) -> None:
         if line["epoch"] == 1:
             raise KeyboardInterrupt
 
-    mbconv.train(student, pictures, tmp_path / "whole", teacher=teacher, **settings)
+    mbconv.train(student, pictures, tmp_path / "whole", teacher=teacher, resolution=32, epochs=2,
+                 recipe="further", quiet=True)  # fmt: skip
+    same = {"config": tmp_path / "whole" / "config.json", "quiet": True}  # the machine's choices
     with pytest.raises(KeyboardInterrupt):
-        mbconv.train(student, pictures, tmp_path / "cut", teacher=teacher, on_epoch=stop,
-                     **settings)  # fmt: skip
+        mbconv.train(student, pictures, tmp_path / "cut", teacher=teacher, on_epoch=stop, **same)
     mbconv.resume(tmp_path / "cut", quiet=True)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
-    mbconv.train(student, pictures, tmp_path / "alone", **settings)
+    mbconv.train(student, pictures, tmp_path / "alone", **same)
     assert weights(tmp_path / "alone") != weights(tmp_path / "whole")
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["teacher"] == "small"
-    loss = F.cross_entropy(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
-    assert json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[0])[
-        "train_loss"
-    ] < float(loss)  # half of it is the divergence from answers that are near
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, pictures: Path) -> None:
