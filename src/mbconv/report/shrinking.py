@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+_NOISY = 1.5  # times as long
 _UNITS = {"ms": "milliseconds", "macs": "multiply-adds", "params": "parameters"}
 
 
@@ -80,9 +81,15 @@ def _what(step: Json) -> str:
 def _caption(plan: Json) -> str:
     before, after = plan["loss"]
     again = "were taken again" if plan["recalibrated"] else "stay, which was better"
+    noisy = ""
+    if plan["noise"] > _NOISY:
+        noisy = (
+            f"\nThe machine was busy: a fixed piece of work beside the timings took "
+            f"{plan['noise']:.1f} times as long as at best. Shrink again on a quiet one."
+        )
     return (
         f"Costs: by how much the answers to {count(plan['pictures'], 'held-out picture')} diverge "
         f"from the source's, nats a picture; loss: rise of the cross-entropy.\n"
         f"Cross-entropy in all: {before:.3f} before, {after:.3f} after. Batch-norm statistics "
-        f"{again}."
+        f"{again}.{noisy}"
     )

@@ -15,6 +15,7 @@ from mbconv.data.decode import Unreadable
 from mbconv.data.source import Sample
 from mbconv.data.transform import normalise
 from mbconv.errors import UserError
+from mbconv.measure.noise import Calibration
 from mbconv.nn.model import MBConvNet
 from mbconv.runtime.predictor import Predictor
 from mbconv.shrinking import trial
@@ -74,6 +75,8 @@ class Shrinking:
             raise UserError("None of the pictures to measure on is readable.")
         self.names = {name: name for name in _modules(self.source)}  # here -> in the source
         self.steps: list[Step] = []
+        self.calibration = Calibration() if wishes.by == "ms" else None
+        self.noise = 1.0
 
     def run(self) -> tuple[MBConvNet, Plan]:
         """The smaller network, in evaluation mode, and what was done.
@@ -99,6 +102,7 @@ class Shrinking:
             source=self.source.spec, target=model.spec, by=self.wishes.by, goal=self.wishes.to,
             reached=left, steps=tuple(self.steps), loss=(losses[0], losses[1]),
             pictures=sum(len(batch.labels) for batch in self.answers), recalibrated=recalibrated,
+            noise=self.noise,
         )  # fmt: skip
         return model, plan
 
@@ -113,6 +117,7 @@ class Shrinking:
         )  # fmt: skip
         if self.wishes.by == "ms":
             saved = trial.timed_savings(model, surgeon, tried, self.resolution)
+            self._listen()
         else:
             saved = trial.counted_savings(model, tried, self.wishes.by, self.resolution)
         options = [
@@ -145,11 +150,17 @@ class Shrinking:
         both = (self.source, model)
         if self.wishes.by == "ms":
             before, now = trial.whole_seconds(both, self.resolution)
+            self._listen()
         else:
             before, now = (
                 getattr(cost(network.spec, self.resolution), self.wishes.by) for network in both
             )
         return float(now / before)
+
+    def _listen(self) -> None:
+        """Notice whether something else runs on the machine that was just timed on."""
+        assert self.calibration is not None
+        self.noise = max(self.noise, self.calibration.check())
 
     def _note(self, chosen: Sequence[Option], number: int, effect: Effect, left: float) -> None:
         for option in chosen:

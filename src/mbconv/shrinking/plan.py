@@ -54,7 +54,8 @@ class Plan:
     `goal` and `reached` are shares of what the source takes of `by`; for ms the last two networks
     were timed whole, in turn. `pictures` is how many were measured on, `loss` the cross-entropy
     of the source and of the result on them, `recalibrated` whether batch-norm statistics were
-    measured again, which is done where it helps.
+    measured again, which is done where it helps. `noise` is how many times as long a fixed piece
+    of work took beside the timings as it did at best: 1 on a quiet machine, or where none was taken.
     """
 
     source: Spec
@@ -66,6 +67,7 @@ class Plan:
     pictures: int
     loss: tuple[float, float]
     recalibrated: bool
+    noise: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; the specs' too."""
