@@ -55,7 +55,7 @@ class Plan:
     were timed whole, in turn. `pictures` is how many were measured on, `loss` the cross-entropy
     of the source and of the result on them, `recalibrated` whether batch-norm statistics were
     measured again, which is done where it helps. `noise` is how many times as long a fixed piece
-    of work took beside the timings as it did at best: 1 on a quiet machine, or where none was taken.
+    of work took beside the timings as at best: 1 on a quiet machine, or where none was timed.
     """
 
     source: Spec
