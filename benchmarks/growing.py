@@ -225,7 +225,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def table(records: Sequence[Record]) -> Iterator[str]:
     """Markdown: each arm's accuracy, and how far it is from scratch in the same time, by seed."""
-    yield "| the large network, in | top-1 | beside scratch in as long | parameters moved | seeds |"
+    yield "| the large network, in | top-1, % | beside scratch, points | parameters moved | seeds |"
     yield "|---|---|---|---|---|"
     by_arm = {
         arm: {r.detail["seed"]: r for r in records if r.detail["arm"] == arm.label} for arm in ARMS
@@ -234,19 +234,22 @@ def table(records: Sequence[Record]) -> Iterator[str]:
         if not found:
             continue
         base = by_arm[Arm(SCRATCH, arm.share)]
-        mean, half = interval([r.value for r in found.values()])
-        beside = "" if arm.name == SCRATCH else "not run"
         both = sorted(set(found) & set(base))
-        if beside and both:
-            apart, wide = interval([found[s].value - base[s].value for s in both])
-            beside = (
-                f"{100 * apart:+.1f} ({100 * (apart - wide):+.1f} to {100 * (apart + wide):+.1f})"
-            )
+        beside = ""
+        if arm.name != SCRATCH and both:
+            beside = shown([found[s].value - base[s].value for s in both], "+.1f")
+        top1 = shown([r.value for r in found.values()], ".1f")
         moved = next(iter(found.values())).detail["moved"]
-        yield (
-            f"| {arm.label} | {100 * mean:.1f}% +- {100 * half:.1f} | {beside} | {moved:,} | "
-            f"{len(found)} |"
-        )
+        yield f"| {arm.label} | {top1} | {beside} | {moved:,} | {len(found)} |"
+
+
+def shown(values: Sequence[float], form: str) -> str:
+    """In percent: the mean and its interval, which one seed has none of."""
+    mean, half = interval(values)
+    text = format(100 * mean, form)
+    if math.isnan(half):
+        return text
+    return f"{text} ({100 * (mean - half):{form}} to {100 * (mean + half):{form}})"
 
 
 def main() -> None:
