@@ -242,6 +242,13 @@ def test_mistakes_get_a_sentence(words: list[str], told: str, trained: Path) -> 
     assert told in done.output
 
 
+def test_a_run_is_not_overwritten(trained: Path) -> None:
+    words = ["shrink", str(trained), "--to", "0.8", "--finetune", "--out", str(trained)]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2
+    assert "already holds a run" in done.output
+
+
 def test_a_model_file_knows_no_pictures(trained: Path) -> None:
     with pytest.raises(UserError, match="Only a run folder knows its own"):
         mbconv.shrink(trained / "model.safetensors", to=0.5)

@@ -71,6 +71,8 @@ def shrink(
 
     if out is not None:
         check_writable(out if finetune else out.parent)
+        if finetune and (out / "config.json").exists():  # better now than after the measuring
+            raise click.UsageError(f"{out} already holds a run; give another --out.")
     data = None if data is None else find_data(data, data_root)
     with Reporter().bar(1, "shrinking") as bar:
         done = shrink(
