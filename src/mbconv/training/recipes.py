@@ -61,8 +61,9 @@ def further(pictures: int, resolution: int, *, epochs: int | None = None) -> Rec
     is nearness to the teacher's answers, where there is a teacher (Hinton et al. 2015, arXiv
     1503.02531). Without `epochs`: about 340 steps, between 4 and 40 epochs.
 
-    Command: mbconv shrink runs/clothing --to 0.6 --finetune --out runs/lean. Hardware: two CPU
-    cores. Score: docs/shrinking.md.
+    Command: mbconv shrink runs/clothing --to 0.6 --finetune --epochs 4 --out lean. Hardware: one
+    thread of a busy CPU. Score: 90.1% of 372 test pictures (95% interval 86.6 to 92.7) at 40% of
+    the multiply-adds of a Lite0 with 89.8%.
     """
     return Recipe(
         name="further",
