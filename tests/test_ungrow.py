@@ -34,7 +34,7 @@ def test_neighbours_of_a_family() -> None:
     check_back(calibrated(mbconv.get_spec("efficientnet_b0")), "efficientnet_b1")
 
 
-@settings(steady, max_examples=60)
+@settings(steady, max_examples=30)
 @given(specs(), specs())
 def test_random_pairs(source: Spec, other: Spec) -> None:
     check_back(calibrated(source, 48), plan(source, other, "nearest").target)
