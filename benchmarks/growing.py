@@ -11,7 +11,7 @@ the function (exact), or moves the tensors that fit, with batch norms (transplan
 
 T is processor time of one thread, so that whatever else runs on the machine hardly counts: the
 seconds of a step of either network are measured first, and T is spent in that many steps. A run
-that is in `--out` already is not run again.
+that is in `--out` already is not run again, and those that are left take as many steps.
 """
 
 import argparse
@@ -103,10 +103,17 @@ def arms(large: Spec) -> list[Arm]:
 class Learner:
     """Pictures, the time of a step of either network, and what has been learnt so far."""
 
-    def __init__(self, train: Data, val: Data, specs: Sequence[Spec], seconds: float) -> None:
+    def __init__(
+        self,
+        train: Data,
+        val: Data,
+        specs: Sequence[Spec],
+        seconds: float,
+        cost: dict[str, float] | None = None,
+    ) -> None:
         self.train, self.val, self.seconds = train, val, seconds
         self.machine = Machine(threads=1, dtype="bfloat16", channels_last=False)
-        self.cost = self._measured(specs)
+        self.cost = cost or self._measured(specs)
 
     def _measured(self, specs: Sequence[Spec], rounds: int = 5, steps: int = 4) -> dict[str, float]:
         """Processor seconds of a step, the least of some rounds in turn."""
@@ -268,7 +275,9 @@ def main() -> None:
         keep_freed_memory()
         splits = scan(args.data).splits
         large = mbconv.scale(SMALL, width=args.width, depth=args.depth)
-        learner = Learner(read(splits["train"]), read(splits["val"]), (SMALL, large), args.seconds)
+        known = records[0].detail["seconds_per_step"] if records else None  # as many steps again
+        pictures = read(splits["train"]), read(splits["val"])
+        learner = Learner(*pictures, (SMALL, large), args.seconds, known)
         for spec in (SMALL, large):
             cost, step = mbconv.cost(spec), 1000 * learner.cost[spec.name]
             print(f"{spec.name}: {cost.params:,} parameters, {cost.macs / 1e6:.1f} MMACs, "
