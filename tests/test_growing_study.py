@@ -31,5 +31,5 @@ def test_the_table_compares_seed_by_seed() -> None:
         for seed, value in enumerate(values)
     ]
     lines = list(study["table"](records))
-    assert "| +6.0 (-6.7 to +18.7) |" in lines[-1]  # 12.706 times half of a point, twice
+    assert "| +6.0 (-6.7 to +18.7) |" in lines[-1]  # 12.706 times half a point
     assert "| 25.0 (-38.5 to 88.5) |  |" in lines[-2]
