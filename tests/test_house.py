@@ -25,7 +25,7 @@ STOREYS = (
     ("growing",),
     ("report",),  # no storey between it and `arch` may be imported: see below
     ("training",),
-    ("export",),
+    ("export", "shrinking"),
     ("study",),
     ("serve",),
     ("cli",),
@@ -91,6 +91,7 @@ def test_public_names() -> None:
         "save",
         "save_pretrained",
         "scale",
+        "shrink",
         "train",
         "with_output_stride",
     ]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mbconv.preprocessing import Preprocessing
     from mbconv.record import Record
     from mbconv.runtime.predictor import Prediction, Predictor
+    from mbconv.shrinking.run import shrink
     from mbconv.study.grid import Arm, Grid
     from mbconv.study.run import run_study
     from mbconv.training.run import Run, resume, train
@@ -59,6 +60,7 @@ _HOME = {
     "save": "weights.file",
     "save_pretrained": "weights.repository",
     "scale": "arch.scale",
+    "shrink": "shrinking.run",
     "train": "training.run",
     "with_output_stride": "arch.scale",
 }
@@ -93,6 +95,7 @@ __all__ = [
     "save",
     "save_pretrained",
     "scale",
+    "shrink",
     "train",
     "with_output_stride",
 ]

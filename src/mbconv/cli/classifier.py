@@ -47,6 +47,8 @@ from mbconv.cli.base import Duration, data_root, find_data, main, offline, trust
     show_default=True,
     help="Keep decoded pictures in memory; auto: if all have room.",
 )
+@click.option("--grow-from", metavar="RUN|MODEL", help="Start from this network, grown to MODEL.")
+@click.option("--teacher", metavar="MODEL", help="Learn its answers too; of the same classes.")
 @click.option("--config", type=click.Path(path_type=Path), help="Train as this config.json says.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
 @data_root

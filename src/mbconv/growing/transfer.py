@@ -54,7 +54,7 @@ def grow(
     grown.preprocessing = source.preprocessing
     if resolution is not None:
         grown.preprocessing = source.preprocessing.at(resolution)
-    grown.provenance = _provenance(source, wanted, state)
+    grown.provenance = provenance(source, state, grown_from=source.spec.name, mode=wanted.mode)
     return grown.train(source.training)
 
 
@@ -86,7 +86,10 @@ def transfer(wanted: Plan, source: State, fresh: State, *, seed: int = 0) -> dic
     draw = torch.Generator().manual_seed(seed)
     made = {move.name: _carried_out(move, source, fresh, draw) for move in wanted.moves}
     if wanted.source.bn_eps != wanted.target.bn_eps:
-        _change_eps(made, wanted)
+        moved = {move.name for move in wanted.moves if move.start == "source"}
+        old = {name: tensor for name, tensor in made.items() if name in moved}
+        change_eps(old, wanted.source.bn_eps, wanted.target.bn_eps)
+        made |= old
     return made
 
 
@@ -128,11 +131,11 @@ def _spread(tensor: Tensor, move: Move, draw: torch.Generator) -> Tensor:
         margin = (move.shape[-1] - move.source_shape[-1]) // 2
         tensor = F.pad(tensor, (margin,) * (2 * len(move.shape[2:])))
     if _widens(move.rows):
-        origins, live = _origins(move.rows, tensor.device)
+        origins, live = origins_of(move.rows, tensor.device)
         shape = (-1, *[1] * (tensor.ndim - 1))
         tensor = tensor[origins] * live.view(shape).to(tensor)
     if _widens(move.columns):
-        origins, live = _origins(move.columns, tensor.device)
+        origins, live = origins_of(move.columns, tensor.device)
         tensor = tensor[:, origins] * _shares(tensor, origins, live, draw)
     return tensor
 
@@ -141,7 +144,7 @@ def _widens(axis: Axis) -> bool:
     return any(span.old != span.new for span in axis)
 
 
-def _origins(axis: Axis, device: torch.device) -> tuple[Tensor, Tensor]:
+def origins_of(axis: Axis, device: torch.device) -> tuple[Tensor, Tensor]:
     """For each new channel the old one that it comes from, and whether it comes from any."""
     origins, live, start = [], [], 0
     for span in axis:
@@ -164,13 +167,12 @@ def _shares(tensor: Tensor, origins: Tensor, live: Tensor, draw: torch.Generator
     return (shares / sums[:, origins]).to(tensor)
 
 
-def _change_eps(made: dict[str, Tensor], wanted: Plan) -> None:
+def change_eps(made: dict[str, Tensor], old: float, new: float) -> None:
     """Scales that make good for another epsilon of the batch norms."""
-    old, new = wanted.source.bn_eps, wanted.target.bn_eps
-    for move in wanted.moves:
-        if move.start == "source" and move.name.endswith(".norm.weight"):
-            variance = made[move.name.removesuffix("weight") + "running_var"]
-            made[move.name] = made[move.name] * ((variance + new) / (variance + old)).sqrt()
+    for name in made:
+        if name.endswith(".norm.weight"):
+            variance = made[name.removesuffix("weight") + "running_var"]
+            made[name] = made[name] * ((variance + new) / (variance + old)).sqrt()
 
 
 def _fresh(spec: Spec, seed: int) -> MBConvNet:
@@ -187,7 +189,8 @@ def _labels(source: MBConvNet, classes: int) -> tuple[str, ...] | None:
     return (*source.labels, *(f"added {number + 1}" for number in range(added)))
 
 
-def _provenance(source: MBConvNet, wanted: Plan, state: State) -> dict[str, Any]:
+def provenance(source: MBConvNet, state: State, **about: Any) -> dict[str, Any]:
+    """Where a network made from `source` comes from: `about` how, its hashes, licences, origin."""
     base = source.provenance or {}
     older = base.get("base") or {}
     licences = {
@@ -196,8 +199,7 @@ def _provenance(source: MBConvNet, wanted: Plan, state: State) -> dict[str, Any]
         if base.get(key) or older.get(key)
     }
     return {
-        "grown_from": source.spec.name,
-        "mode": wanted.mode,
+        **about,
         "spec": source.spec.hash,
         "sha256": tensor_hash(state),
         **licences,

@@ -50,9 +50,7 @@ class Conv2d(nn.Conv2d):
         whole = fused.depthwise(self, input, weight, bias)
         if whole is not None:
             return whole
-        if self.pads_by_size:
-            height, width = input.shape[-2:]
-            input = F.pad(input, (*self._sides(width), *self._sides(height)))
+        input = self.padded(input)
         learns = torch.is_grad_enabled() and input.device.type == "cpu"
         if self.groups > 1 and learns and torch.is_autocast_enabled("cpu"):
             # Without our kernels: in bfloat16 the library's depthwise backward takes up to ten
@@ -63,6 +61,13 @@ class Conv2d(nn.Conv2d):
             return y
         y = self._conv_forward(input, weight, bias)
         return y
+
+    def padded(self, input: Tensor) -> Tensor:
+        """The input with what `same` pads at stride 2; otherwise the convolution pads itself."""
+        if not self.pads_by_size:
+            return input
+        height, width = input.shape[-2:]
+        return F.pad(input, (*self._sides(width), *self._sides(height)))
 
     def _sides(self, size: int) -> tuple[int, int]:
         """SAME padding before and after, for one axis."""

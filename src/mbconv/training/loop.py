@@ -25,6 +25,7 @@ from mbconv.training.machine import Machine
 from mbconv.training.optimizer import make_optimizer
 from mbconv.training.recipe import Phase, Recipe
 from mbconv.training.reducer import Reducer
+from mbconv.training.teacher import taught
 from mbconv.training.transfer import freeze, parameter_groups, set_drop_path, set_training
 
 
@@ -55,7 +56,8 @@ class Trainer:
 
     `total` is the number of steps; `counts` has the training pictures of each class, which a
     recipe that weighs classes needs. In a `world` of several processes each steps with its share
-    of a batch, and the weights stay the same in all.
+    of a batch, and the weights stay the same in all. `teacher` is a network of the same classes
+    whose answers are learnt as well.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Trainer:
         total: int,
         counts: Sequence[int] | None = None,
         world: World | None = None,
+        teacher: MBConvNet | None = None,
     ) -> None:
         self.world = world or World()
         shared = self.world.size > 1
@@ -76,6 +79,7 @@ class Trainer:
         self.machine = machine
         self.total = total
         self.figures: dict[str, float] = {}  # of the last step: loss, learning rate, gradient norm
+        self.teacher = teacher and teacher.eval().to(machine.device)
         self.compile(machine.compiled)
         weights = class_weights(recipe.loss, counts)
         self.class_weights = None if weights is None else weights.to(machine.device)
@@ -206,8 +210,14 @@ class Trainer:
             cutmix=augmentation.cutmix,
             classes=self.model.spec.num_classes,
         )
-        logits = self._run(x.contiguous(memory_format=self.machine.memory_format))
-        return batch_loss(logits.float(), targets, self.recipe.loss, self.class_weights)
+        x = x.contiguous(memory_format=self.machine.memory_format)
+        logits = self._run(x).float()
+        loss = batch_loss(logits, targets, self.recipe.loss, self.class_weights)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad(), self.machine.autocast(self.machine.frozen_dtype):
+            answers = self.teacher(x)
+        return taught(loss, logits, answers.float(), self.recipe.loss.teacher)
 
     def _forward(self, x: Tensor) -> Tensor:
         """The frozen stages without graph and in their own format, then the ones that learn."""

@@ -13,6 +13,7 @@ from mbconv.nn.model import MBConvNet
 from mbconv.training import determinism, setup
 from mbconv.training.console import Reporter
 from mbconv.training.distributed import World
+from mbconv.training.growth import grown
 from mbconv.training.machine import Machine, find_device, plain_machine
 from mbconv.training.recipe import Recipe
 
@@ -48,6 +49,9 @@ class Plan:
         seed = earlier["seed"] if earlier else settings.seed
         dataset, found = setup.open_data(data, seed, reporter)
         torch.manual_seed(seed)  # of fresh weights, if only the classifier's
+        origin, teacher = settings.grow_from, settings.teacher
+        if origin is not None:
+            model = grown(origin, model, seed)
         network, pretrained = setup.make_model(model, dataset.classes)
         setup.announce(network, pretrained, str(model), reporter)
         if earlier:
@@ -76,6 +80,8 @@ class Plan:
             "trackers": list(settings.trackers),
             "cache": cache,
             "processes": world.size,
+            "grown_from": None if origin is None else str(origin),
+            "teacher": None if teacher is None else setup.name_of(teacher),
         }
         return cls(dataset, found, network, pretrained, recipe, machine, config)
 

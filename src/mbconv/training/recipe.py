@@ -84,11 +84,13 @@ class Loss:
     kind: Literal["cross_entropy", "bce"] = "cross_entropy"  # bce: each class on its own
     label_smoothing: float = 0.1  # share of each target that is spread over all classes
     balance: Literal["none", "weights", "sampling"] = "none"  # weigh rare classes, or repeat them
+    teacher: float = 0.5  # share of it that is nearness to the teacher's answers, if there is one
 
     def __post_init__(self) -> None:
         check_types("loss", self)
-        _at_least_zero("loss", self, "label_smoothing")
+        _at_least_zero("loss", self, "label_smoothing", "teacher")
         _below_one("loss", self, "label_smoothing")
+        check("loss", "teacher", self.teacher, self.teacher <= 1, "at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,26 @@ def finetune(pictures: int, resolution: int, *, epochs: int | None = None) -> Re
     )
 
 
+def further(pictures: int, resolution: int, *, epochs: int | None = None) -> Recipe:
+    """Train on from weights that answer already: after growing or shrinking, or with a teacher.
+
+    The classifier stays as it is, everything learns, batch-norm statistics stay. Half of the loss
+    is nearness to the teacher's answers, where there is a teacher (Hinton et al. 2015, arXiv
+    1503.02531). Without `epochs`: about 340 steps, between 4 and 40 epochs.
+
+    Command: mbconv shrink runs/clothing --to 0.6 --finetune --epochs 4 --out lean. Hardware: one
+    thread of a busy CPU. Score: 90.1% of 372 test pictures (95% interval 86.6 to 92.7) at 40% of
+    the multiply-adds of a Lite0 with 89.8%.
+    """
+    return Recipe(
+        name="further",
+        phases=growing(resolution, epochs or _default_epochs(pictures, steps=340)),
+        optimizer=Optimizer(learning_rate=4e-4),
+        regularization=Regularization(drop_path=0.0),
+        transfer=Transfer(norms="frozen"),
+    )
+
+
 def scratch(pictures: int, resolution: int, *, epochs: int | None = None) -> Recipe:
     """Train fresh weights; the default where there are none: about 6,000 steps.
 
@@ -204,6 +224,7 @@ def resnet_strikes_back_a2(pictures: int, resolution: int, *, epochs: int | None
 
 _ALL: tuple[Make, ...] = (
     finetune,
+    further,
     scratch,
     scratch_small,
     efficientnet_tf,

@@ -11,6 +11,7 @@ from mbconv.training.diagnosis import FILE, Trace, trace
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import Machine
 from mbconv.training.recipe import Recipe
+from mbconv.training.teacher import find_teacher
 
 
 def replay(run: str | Path) -> tuple[int, Trace]:
@@ -31,7 +32,8 @@ def replay(run: str | Path) -> tuple[int, Trace]:
         raise UserError(
             f"{run / FILE} is broken or belongs to another network ({error}); start the run anew."
         ) from error
-    trainer = Trainer(network, Recipe.from_dict(config["recipe"]), machine, step["total"])
+    recipe = Recipe.from_dict(config["recipe"])
+    trainer = Trainer(network, recipe, machine, step["total"], teacher=find_teacher(run))
     trainer.class_weights = step["class_weights"]
     batch = Batch(step["pixels"].cpu(), step["labels"].cpu(), ())
     return step["index"] + 1, trace(trainer, batch, step["index"], step["seed"])

@@ -44,6 +44,8 @@ def train(
     deterministic: bool = False,
     compile: Mode = "off",
     trackers: Sequence[str] = (),
+    teacher: MBConvNet | str | Path | None = None,
+    grow_from: str | Path | None = None,
     config: str | Path | None = None,
     on_epoch: OnEpoch | None = None,
     quiet: bool = False,
@@ -62,8 +64,11 @@ def train(
     keeps to operators that give the same result each time. `compile` is off, on, or auto:
     torch.compile where the time it takes is won back within the run. `trackers` names where the
     run is shown beside its own metrics.jsonl: tensorboard (the default where it is installed),
-    wandb, none. `config` is an earlier run's config.json, whose recipe, seed and machine are used
-    again instead.
+    wandb, none. `teacher` is a network of the same classes, or whatever `load` takes, whose answers
+    are learnt beside the labels (the recipe's loss.teacher). `grow_from` is a run folder or model
+    that is grown to `model` and trained on, by default with the recipe further: the classifier,
+    of a run also the moving average and the optimizer's moments, come along. `config` is an
+    earlier run's config.json, whose recipe, seed and machine are used again instead.
     `on_epoch(network, metrics)` is called with the averaged network after the head's fit and
     after each epoch, in the first of several processes. `started` is the time on
     `time.perf_counter` that the budget counts from, by default now.
@@ -72,10 +77,12 @@ def train(
     has begun goes on. Raises UserError for everything that the user can mend. Ctrl-C leaves a run
     that `resume` continues.
     """
+    if recipe is None and grow_from is not None:
+        recipe = "further"
     settings = Settings(
         epochs=epochs, budget=budget, resolution=resolution, seed=seed, device=device, flip=flip,
         recipe=recipe, changes=tuple(changes), cache=cache, deterministic=deterministic,
-        compile=compile, trackers=tuple(trackers),
+        compile=compile, trackers=tuple(trackers), teacher=teacher, grow_from=grow_from,
     )  # fmt: skip
     with joined() as world:
         session = Session(Path(out), world, _reporter(world, quiet), on_epoch)

@@ -25,6 +25,7 @@ from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged, save_failed_step
 from mbconv.training.distributed import World
 from mbconv.training.failing import lost_pictures, tell_left_out
+from mbconv.training.growth import carry_over
 from mbconv.training.head import start_head
 from mbconv.training.kept import is_kept, keep
 from mbconv.training.loop import EpochStats, Trainer, epochs
@@ -33,6 +34,7 @@ from mbconv.training.plan import Plan, machine_of
 from mbconv.training.recipe import Recipe
 from mbconv.training.schedule import Step, total_steps
 from mbconv.training.state import load_state, save_state
+from mbconv.training.teacher import find_teacher, keep_teacher
 from mbconv.training.tracking import Trackers, open_trackers
 from mbconv.weights.model import MODEL_FILE, load
 
@@ -89,7 +91,13 @@ class Session:
         self.config = plan.config | folder.made_with()
         self._hold()
         folder.write_data(self.path, self.dataset, plan.found)
+        if settings.teacher is not None:
+            keep_teacher(self.path, settings.teacher, self.dataset.classes)
         self._make_trainer(network, plan.machine)
+        origin, seed = settings.grow_from, self.config["seed"]
+        told = None if origin is None else carry_over(self.trainer, origin, seed)
+        if told:
+            self.reporter.say(told)
         if settings.compile != "off" and not earlier:
             share = -(-self.recipe.batch_size // self.world.size)
             batch = setup.random_batch(network, self.recipe, share)
@@ -166,13 +174,17 @@ class Session:
         total = total_steps(self.recipe, len(samples))
         counted = Counter(sample.label for sample in samples)
         counts = [counted[label] for label in range(len(self.dataset.classes))]
-        self.trainer = Trainer(network, self.recipe, machine, total, counts, self.world)
+        self.trainer = Trainer(
+            network, self.recipe, machine, total, counts, self.world, find_teacher(self.path)
+        )
 
     # -- learn ---------------------------------------------------------------------------------
 
     def fit_head(self) -> None:
         """Start the classifier as the recipe says; fitting it counts as epoch 0."""
         network, resolution = self.trainer.model, self.recipe.transfer.head_resolution
+        if resolution is None and not self.recipe.transfer.zero_head:
+            return  # the average may be older than this run
         begun, samples = time.perf_counter(), list(self.dataset.splits["train"])
         dtype = DTYPES[self.trainer.machine.frozen_dtype]
         start_head(network, samples, self.recipe, self.reporter, dtype, self.world)

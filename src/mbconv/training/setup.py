@@ -42,6 +42,8 @@ class Settings:
     compile: compilation.Mode = "off"
     trackers: tuple[str, ...] = ()  # beside metrics.jsonl; none named: TensorBoard if it is there
     cache: Literal["auto", "off", "memory"] = "auto"  # of decoded pictures
+    teacher: MBConvNet | str | Path | None = None  # whose answers are learnt beside the labels
+    grow_from: str | Path | None = None  # a run or model that the network is grown from
 
     def __post_init__(self) -> None:
         for name in ("epochs", "budget", "resolution"):
@@ -95,6 +97,11 @@ def make_model(model: "MBConvNet | str | Path", classes: tuple[str, ...]) -> tup
         network = create_model(model, pretrained=pretrained, num_classes=len(classes))
     network.labels = classes
     return network, pretrained
+
+
+def name_of(model: MBConvNet | str | Path) -> str:
+    """What a run's config calls a network."""
+    return model.spec.name if isinstance(model, MBConvNet) else str(model)
 
 
 def announce(network: MBConvNet, pretrained: bool, name: str, reporter: Reporter) -> None:

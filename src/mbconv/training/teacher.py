@@ -1,0 +1,46 @@
+"""A teacher: a network whose answers are learnt beside the labels (arXiv 1503.02531)."""
+
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mbconv.errors import UserError
+from mbconv.nn.model import MBConvNet
+from mbconv.weights.file import load, save
+from mbconv.weights.model import load as load_any
+
+FILE = "teacher.safetensors"  # in the run folder, so that the run can go on
+
+
+def keep_teacher(run: Path, teacher: MBConvNet | str | Path, classes: tuple[str, ...]) -> None:
+    """Put a copy of the teacher into the run folder.
+
+    `teacher` is a network or whatever `load` takes. Raises UserError unless its labels are
+    `classes`, in their order.
+    """
+    network = teacher if isinstance(teacher, MBConvNet) else load_any(teacher)
+    if network.labels != classes:
+        known = f"{len(network.labels)} others" if network.labels else "none"
+        raise UserError(
+            f"The teacher must know the {len(classes)} classes of the data in their order; it "
+            f"knows {known}. Train it on these classes first."
+        )
+    save(network, run / FILE)
+
+
+def find_teacher(run: Path) -> MBConvNet | None:
+    """The run's teacher, in evaluation mode; None where it has none."""
+    path = run / FILE
+    return load(path) if path.is_file() else None
+
+
+def taught(loss: Tensor, logits: Tensor, answers: Tensor, share: float) -> Tensor:
+    """`loss` with `share` of it replaced by the divergence from the teacher's answers.
+
+    Both logits [N, C]; the Kullback-Leibler divergence is the mean of the pictures'.
+    """
+    divergence = F.kl_div(
+        logits.log_softmax(1), answers.log_softmax(1), log_target=True, reduction="batchmean"
+    )
+    return (1 - share) * loss + share * divergence
