@@ -1,6 +1,10 @@
 """`mbconv bench`: counts, timing in turn, memory, what goes wrong, and what is printed."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from mbconv.measure.bench import Bench, Plan, failure
 from mbconv.measure.count import count
 from mbconv.measure.footprint import Footprints
 from mbconv.measure.memory import measurable
-from mbconv.measure.noise import LIMIT
+from mbconv.measure.noise import LEAST, MOST, Calibration, busy_seconds, limit_of
 from mbconv.measure.speed import Task, Timing, Way, measure, median_interval
 from mbconv.measure.subject import Subject, open_subject
 from mbconv.nn.model import build
@@ -40,10 +44,15 @@ TORCHVISION = {"resnet18": 1.814, "resnet50": 4.089, "resnext50_32x4d": 4.23,
 class Quiet:
     """A calibration that answers from a list, then that all is quiet."""
 
+    limit, opening = 1.2, 1.0
+
     def __init__(self, *answers: float) -> None:
         self.answers = list(answers)
 
-    def check(self) -> float:
+    def begin(self) -> None:
+        pass
+
+    def end(self) -> float:
         return self.answers.pop(0) if self.answers else 1.0
 
 
@@ -77,7 +86,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def measured(tasks: list[Any], quiet: Quiet, **how: Any) -> dict[Any, Any]:
-    return measure(tasks, quiet, **how)  # type: ignore[arg-type]
+    return measure(dict.fromkeys(tasks, how.pop("calls", 1)), quiet, **how)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -157,7 +166,7 @@ def test_slow_networks_get_fewer_rounds_but_three(clock: Clock) -> None:
 
 def test_noisy_rounds_are_run_again(clock: Clock) -> None:
     task = Fake(clock, 0.5, [], "a")
-    found = measured([task], Quiet(1.0, 1.5, 1.0, 1.0, 2.0, 1.0), rounds=3)[task]
+    found = measured([task], Quiet(1.0, 1.5, 1.0, 2.0), rounds=3)[task]
     assert found.repeated == 2
     assert found.noise == 1.0
     assert not found.noisy
@@ -165,11 +174,55 @@ def test_noisy_rounds_are_run_again(clock: Clock) -> None:
 
 def test_a_machine_that_stays_noisy_is_told(clock: Clock) -> None:
     task = Fake(clock, 0.5, [], "a")
-    found = measured([task], Quiet(*[1.4] * 11, 1.3, 1.3), rounds=3)[task]
+    found = measured([task], Quiet(1.4, 1.5, 1.4, 1.3, 1.4, 1.4), rounds=3)[task]
     assert len(found.rounds) == 3
-    assert found.repeated == 3
-    assert found.noise > LIMIT
+    assert found.repeated == 6
+    assert found.noise == 1.4  # of the quietest three
     assert found.noisy
+
+
+def test_a_program_that_ran_from_the_start_is_told(clock: Clock) -> None:
+    quiet, task = Quiet(), Fake(clock, 0.5, [], "a")
+    quiet.opening = 1.6
+    assert measured([task], quiet, rounds=3)[task].noisy
+
+
+def test_an_uncertain_median_gets_more_rounds(clock: Clock) -> None:
+    """Up to twice as many; a task that always takes as long gets none."""
+
+    class Wavering(Fake):
+        def __call__(self) -> None:
+            self.seconds = 1.7 - self.seconds
+            super().__call__()
+
+    steady, wavering = Fake(clock, 0.5, [], "a"), Wavering(clock, 0.7, [], "b")
+    assert len(measured([steady], Quiet(), rounds=6)[steady].rounds) == 6
+    assert len(measured([steady, wavering], Quiet(), rounds=6)[wavering].rounds) == 12
+
+
+def test_the_limit_of_a_calibration_follows_its_spread() -> None:
+    assert limit_of([1.0] * 10) == LEAST
+    assert limit_of([1.0] * 8 + [1.15] * 2) == pytest.approx(1.3)
+    assert limit_of([1.0] * 6 + [3.0] * 4) == MOST
+
+
+@pytest.mark.skipif(busy_seconds() is None, reason="/proc/stat tells nothing here")
+def test_another_program_is_seen_whatever_the_calibration_says() -> None:
+    """Busy loops on every core: only what the system tells of others' time is asked."""
+    cores = len(os.sched_getaffinity(0))
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    try:
+        calibration = Calibration(checks=3)
+        calibration._before = 0.0  # as if that were quick
+        calibration.reference = 1e9
+        stop = time.perf_counter() + 0.6
+        while time.perf_counter() < stop:
+            torch.zeros(2**20).sin_()
+        assert calibration.end() > MOST
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
 
 
 def test_what_one_raises_leaves_the_others(clock: Clock) -> None:

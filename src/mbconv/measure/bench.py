@@ -5,7 +5,8 @@ which network, in which way, at which batch. A figure that could not be taken is
 n = 0 whose `detail` has the reason under `error`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,14 +16,14 @@ from mbconv.errors import UserError
 from mbconv.kernels import status
 from mbconv.measure.count import count
 from mbconv.measure.footprint import Footprints
-from mbconv.measure.memory import is_out_of_memory, keep_freed_memory, measurable
+from mbconv.measure.memory import available_memory, is_out_of_memory, keep_freed_memory, measurable
 from mbconv.measure.noise import Calibration
 from mbconv.measure.speed import Mode, Task, Tell, Timing, Way, measure
 from mbconv.measure.subject import Subject, open_subject, reason
 from mbconv.record import Record
 
-LATENCY_ROUNDS, ROUNDS = 10, 7
-LATENCY_CALLS = 10  # a round: a hundred in all, which a 99th percentile needs
+ROUNDS = 12
+LATENCY_CALLS = 10  # a round: a hundred and more in all, which a 99th percentile needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,17 @@ class Plan:
     ways: tuple[Way, ...] = (Way(),)
     latency: bool = True
     memory: bool = True
-    limit: float = 20.0  # seconds a network and figure, about
+    limit: float = 6.0  # seconds a network and figure, about
     rounds: int | None = None  # instead of the usual ones
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure and its batch, None where the largest is looked for."""
+
+    figure: str
+    mode: Mode
+    batch: int | None
 
 
 @dataclass
@@ -66,27 +76,39 @@ class Bench:
             else:
                 subjects.append(subject)
                 yield from counted
-        for figure, mode, batches in self._figures():
-            for batch in batches:
-                records = list(self._timed(subjects, figure, mode, batch))
+        fixed = [g for g in self._goals() if g.batch is not None]
+        for together in [fixed] if self._all_fit(subjects, fixed) else [[g] for g in fixed]:
+            yield from self._timed(subjects, together)
+        for goal in (g for g in self._goals() if g.batch is None):
+            for batch in _DOUBLING:
+                records = list(self._timed(subjects, [replace(goal, batch=batch)]))
                 yield from records
-                if batches is _DOUBLING and not any(map(self._goes_on, records)):
+                if not any(map(self._goes_on, records)):
                     break
+
+    def _all_fit(self, subjects: Sequence[Subject], goals: Sequence[Goal]) -> bool:
+        """Whether the weights of all tasks, with gradients and momenta, leave room for the rest."""
+        if not measurable() or self.plan.ways[0].device != "cpu":
+            return len(subjects) <= _FEW
+        copies = sum(3 if goal.mode == "training" else 1 for goal in goals) * len(self.plan.ways)
+        weights = sum(p.nbytes for s in subjects for p in s.module.parameters())
+        return weights * copies < available_memory() / 4
 
     def _goes_on(self, speed: Record) -> bool:
         """Whether a batch twice as large is worth trying."""
         batch, value = speed.detail.get("batch", 0), speed.value
-        return speed.unit == "img/s" and batch / value < self.plan.limit / 2
+        return speed.unit == "img/s" and batch / value < LONGEST
 
     def side(self, subject: Subject) -> int:
         return self.plan.resolution or subject.resolution
 
-    def _figures(self) -> Iterator[tuple[str, Mode, Sequence[int]]]:
+    def _goals(self) -> Iterator[Goal]:
         if self.plan.latency:
-            yield "latency", "inference", (1,)
-        batches, train = self.plan.batches, self.plan.train_batches
-        yield "throughput", "inference", _DOUBLING if batches is None else batches
-        yield "training_throughput", "training", _DOUBLING if train is None else train
+            yield Goal("latency", "inference", 1)
+        for batch in self.plan.batches if self.plan.batches is not None else (None,):
+            yield Goal("throughput", "inference", batch)
+        for batch in self.plan.train_batches if self.plan.train_batches is not None else (None,):
+            yield Goal("training_throughput", "training", batch)
 
     def _counts(self, subject: Subject) -> Iterator[Record]:
         """What does not depend on the machine; UserError where the network fails at this size."""
@@ -102,52 +124,60 @@ class Bench:
                           about | {"resolution": published["resolution"],
                                    "source": published["source"]})  # fmt: skip
 
-    def _timed(
-        self, subjects: Sequence[Subject], figure: str, mode: Mode, batch: int
-    ) -> Iterator[Record]:
-        """One figure at one batch of all subjects in all ways, in turn."""
-        tasks: dict[Task, dict[str, Any]] = {}
-        for subject in subjects:
-            about = _about(subject, self.side(subject)) | {"mode": mode, "batch": batch}
+    def _timed(self, subjects: Sequence[Subject], goals: Sequence[Goal]) -> Iterator[Record]:
+        """Figures of all subjects in all ways, in turn."""
+        tasks: dict[Task, Goal] = {}
+        for goal, subject in itertools.product(goals, subjects):
             try:
-                if self.plan.memory and measurable():
-                    self.tell(f"memory of {subject.name}", 0, 1)
-                    yield self._memory(subject, mode, batch, about)
-                made = [Task(subject, way, mode, batch, self.side(subject))
-                        for way in self.plan.ways]  # fmt: skip
+                made = yield from self._tasks(subject, goal)
             except Exception as error:  # a sentence of ours, or no memory for the tensors
+                about = _about(subject, self.side(subject))
+                about |= {"mode": goal.mode, "batch": goal.batch}
                 for way in self.plan.ways:
-                    yield failure(figure, about | way.to_dict(), sentence(error, batch))
+                    yield failure(goal.figure, about | way.to_dict(), sentence(error, goal.batch))
             else:
-                tasks |= {task: about_task(task) for task in made}
-        latency = figure == "latency"
+                tasks |= dict.fromkeys(made, goal)
         results = measure(
-            tasks,
+            {
+                task: LATENCY_CALLS if goal.figure == "latency" else 1
+                for task, goal in tasks.items()
+            },
             self.calibration,
-            rounds=self.plan.rounds or (LATENCY_ROUNDS if latency else ROUNDS),
-            calls=LATENCY_CALLS if latency else 1,
+            rounds=self.plan.rounds or ROUNDS,
             limit=self.plan.limit,
-            tell=lambda what, done, total: self.tell(f"{mode}, batch {batch}: {what}", done, total),
+            tell=self.tell,
         )
-        for task, about in tasks.items():
-            result = results[task]
+        for task, goal in tasks.items():
+            result, about = results[task], about_task(task)
             if isinstance(result, Exception):
-                yield failure(figure, about, sentence(result, batch))
+                yield failure(goal.figure, about, sentence(result, task.batch))
             else:
-                yield from _speeds(figure, task, result, about)
+                yield from _speeds(goal.figure, task, result, about)
 
-    def _memory(self, subject: Subject, mode: Mode, batch: int, about: dict[str, Any]) -> Record:
+    def _tasks(self, subject: Subject, goal: Goal) -> Generator[Record, None, list[Task]]:
+        """The subject's tasks in all ways, once its peak memory is known."""
+        assert goal.batch is not None
+        if self.plan.memory and measurable():
+            self.tell(f"memory of {subject.name}", 0, 1)
+            yield self._memory(subject, goal.mode, goal.batch)
+        return [Task(subject, way, goal.mode, goal.batch, self.side(subject))
+                for way in self.plan.ways]  # fmt: skip
+
+    def _memory(self, subject: Subject, mode: Mode, batch: int) -> Record:
         """Peak memory, in the first of the ways and eager."""
-        found = self.footprints.peak(subject, mode, batch, self.side(subject))
-        way = self.footprints.way.to_dict()
-        return record("peak_memory", found["peak"], "B", subject,
-                       about | way | {"program": found["program"]})  # fmt: skip
+        side = self.side(subject)
+        found = self.footprints.peak(subject, mode, batch, side)
+        about = _about(subject, side) | {"mode": mode, "batch": batch}
+        about |= self.footprints.way.to_dict() | {"program": found["program"]}
+        return record("peak_memory", found["peak"], "B", subject, about)
 
 
+_FEW = 4  # networks that surely fit at once where memory is not told
+LONGEST = 10.0  # seconds a call, above which no larger batch is tried
 _DOUBLING = tuple(2**n for n in range(20))
 
 
-def sentence(error: Exception, batch: int) -> str:
+def sentence(error: Exception, batch: int | None) -> str:
     """Why a measurement failed, for a row of the report."""
     text = str(error) if isinstance(error, UserError) else reason(error)
     return f"a batch of {batch} does not fit into memory" if is_out_of_memory(error) else text
