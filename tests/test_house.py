@@ -26,6 +26,7 @@ STOREYS = (
     ("report",),  # no storey between it and `arch` may be imported: see below
     ("training",),
     ("export",),
+    ("comparing",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}

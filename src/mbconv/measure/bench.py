@@ -8,6 +8,7 @@ n = 0 whose `detail` has the reason under `error`.
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from mbconv.measure.count import count
 from mbconv.measure.footprint import Footprints
 from mbconv.measure.memory import available_memory, is_out_of_memory, keep_freed_memory, measurable
 from mbconv.measure.noise import Calibration
-from mbconv.measure.speed import Mode, Task, Tell, Timing, Way, measure
+from mbconv.measure.speed import Mode, Task, Tell, Timing, Way, measure, trial
 from mbconv.measure.subject import Subject, open_subject, reason
 from mbconv.record import Record
 
@@ -34,6 +35,7 @@ class Plan:
     batches: tuple[int, ...] | None = (4, 16)
     train_batches: tuple[int, ...] | None = (8,)
     ways: tuple[Way, ...] = (Way(),)
+    fastest: bool = False  # only the fastest of the ways, of each network and goal
     latency: bool = True
     memory: bool = True
     limit: float = 6.0  # seconds a network and figure, about
@@ -57,6 +59,7 @@ class Bench:
     tell: Tell = lambda what, done, total: None
     calibration: Calibration = field(init=False)
     footprints: Footprints = field(init=False)
+    macs: dict[str, int] = field(init=False, default_factory=dict)  # of what was opened, by name
 
     def __post_init__(self) -> None:
         keep_freed_memory()
@@ -66,6 +69,18 @@ class Bench:
 
     def records(self, names: Sequence[str]) -> Iterator[Record]:
         """All figures of the networks, measured in turn."""
+        subjects = yield from self.opened(names)
+        fixed = [goal for goal in self._goals() if goal.batch is not None]
+        yield from self.timed(list(itertools.product(subjects, fixed)))
+        for goal in (g for g in self._goals() if g.batch is None):
+            for batch in _DOUBLING:
+                records = list(self.timed([(s, replace(goal, batch=batch)) for s in subjects]))
+                yield from records
+                if not any(map(self._goes_on, records)):
+                    break
+
+    def opened(self, names: Sequence[str]) -> Generator[Record, None, list[Subject]]:
+        """What does not depend on the machine; returns the networks that can be measured."""
         subjects = []
         for name in dict.fromkeys(names):
             try:
@@ -76,23 +91,25 @@ class Bench:
             else:
                 subjects.append(subject)
                 yield from counted
-        fixed = [g for g in self._goals() if g.batch is not None]
-        for together in [fixed] if self._all_fit(subjects, fixed) else [[g] for g in fixed]:
-            yield from self._timed(subjects, together)
-        for goal in (g for g in self._goals() if g.batch is None):
-            for batch in _DOUBLING:
-                records = list(self._timed(subjects, [replace(goal, batch=batch)]))
-                yield from records
-                if not any(map(self._goes_on, records)):
-                    break
+        return subjects
 
-    def _all_fit(self, subjects: Sequence[Subject], goals: Sequence[Goal]) -> bool:
+    def timed(self, pairs: Sequence[tuple[Subject, Goal]]) -> Iterator[Record]:
+        """The goals' figures: all in turn, or one goal after another where memory is short."""
+        goals = list(dict.fromkeys(goal for _, goal in pairs))
+        groups = (
+            [pairs] if self._all_fit(pairs) else [[p for p in pairs if p[1] == g] for g in goals]
+        )
+        for group in groups:
+            yield from self._timed(group)
+
+    def _all_fit(self, pairs: Sequence[tuple[Subject, Goal]]) -> bool:
         """Whether the weights of all tasks, with gradients and momenta, leave room for the rest."""
         if not measurable() or self.plan.ways[0].device != "cpu":
-            return len(subjects) <= _FEW
-        copies = sum(3 if goal.mode == "training" else 1 for goal in goals) * len(self.plan.ways)
-        weights = sum(p.nbytes for s in subjects for p in s.module.parameters())
-        return weights * copies < available_memory() / 4
+            return len(pairs) <= _FEW
+        ways = 1 if self.plan.fastest else len(self.plan.ways)
+        weights = sum(p.nbytes * (3 if goal.mode == "training" else 1)
+                      for subject, goal in pairs for p in subject.module.parameters())  # fmt: skip
+        return weights * ways < available_memory() / 4
 
     def _goes_on(self, speed: Record) -> bool:
         """Whether a batch twice as large is worth trying."""
@@ -117,6 +134,7 @@ class Bench:
             found = count(subject.module, torch.zeros(1, subject.channels, side, side))
         except Exception as error:  # a foreign network may raise anything
             raise UserError(f"{subject.name} fails at {side} px: {reason(error)}") from error
+        self.macs[subject.name] = found.macs
         for name, unit in (("params", ""), ("macs", ""), ("activation_bytes", "B")):
             yield record(name, getattr(found, name), unit, subject, about)
         if published := subject.published:
@@ -124,16 +142,15 @@ class Bench:
                           about | {"resolution": published["resolution"],
                                    "source": published["source"]})  # fmt: skip
 
-    def _timed(self, subjects: Sequence[Subject], goals: Sequence[Goal]) -> Iterator[Record]:
-        """Figures of all subjects in all ways, in turn."""
+    def _timed(self, pairs: Sequence[tuple[Subject, Goal]]) -> Iterator[Record]:
         tasks: dict[Task, Goal] = {}
-        for goal, subject in itertools.product(goals, subjects):
+        for subject, goal in pairs:
             try:
                 made = yield from self._tasks(subject, goal)
             except Exception as error:  # a sentence of ours, or no memory for the tensors
                 about = _about(subject, self.side(subject))
                 about |= {"mode": goal.mode, "batch": goal.batch}
-                for way in self.plan.ways:
+                for way in self.plan.ways[: 1 if self.plan.fastest else None]:
                     yield failure(goal.figure, about | way.to_dict(), sentence(error, goal.batch))
             else:
                 tasks |= dict.fromkeys(made, goal)
@@ -155,13 +172,30 @@ class Bench:
                 yield from _speeds(goal.figure, task, result, about)
 
     def _tasks(self, subject: Subject, goal: Goal) -> Generator[Record, None, list[Task]]:
-        """The subject's tasks in all ways, once its peak memory is known."""
+        """The subject's tasks in its ways, once its peak memory is known."""
         assert goal.batch is not None
         if self.plan.memory and measurable():
             self.tell(f"memory of {subject.name}", 0, 1)
             yield self._memory(subject, goal.mode, goal.batch)
-        return [Task(subject, way, goal.mode, goal.batch, self.side(subject))
-                for way in self.plan.ways]  # fmt: skip
+        make = partial(Task, subject, mode=goal.mode, batch=goal.batch,
+                       resolution=self.side(subject))  # fmt: skip
+        if not self.plan.fastest:
+            return [make(way=way) for way in self.plan.ways]
+        self.tell(f"the fastest way of {subject.name}", 0, 1)
+        return [self._fastest(make)]
+
+    def _fastest(self, make: Callable[..., Task]) -> Task:
+        """The task in the quickest of the ways that work; if none does, what the last raised."""
+        seconds: dict[Way, float] = {}
+        failed: Exception | None = None
+        for way in self.plan.ways:
+            try:
+                seconds[way] = trial(make(way=way))
+            except Exception as error:  # a foreign network may raise anything
+                failed = error
+        if failed is not None and not seconds:
+            raise failed
+        return make(way=min(seconds, key=lambda way: seconds[way]))
 
     def _memory(self, subject: Subject, mode: Mode, batch: int) -> Record:
         """Peak memory, in the first of the ways and eager."""
@@ -172,7 +206,7 @@ class Bench:
         return record("peak_memory", found["peak"], "B", subject, about)
 
 
-_FEW = 4  # networks that surely fit at once where memory is not told
+_FEW = 16  # tasks that are taken to fit at once where memory is not told
 LONGEST = 10.0  # seconds a call, above which no larger batch is tried
 _DOUBLING = tuple(2**n for n in range(20))
 
@@ -189,7 +223,8 @@ def failure(figure: str, about: dict[str, Any], error: str) -> Record:
 
 
 def _about(subject: Subject, resolution: int) -> dict[str, Any]:
-    return {"network": subject.name, "library": subject.library, "resolution": resolution}
+    return {"network": subject.name, "library": subject.library, "resolution": resolution,
+            "native": subject.resolution}  # fmt: skip
 
 
 def about_task(task: Task) -> dict[str, Any]:

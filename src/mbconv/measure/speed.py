@@ -247,6 +247,15 @@ def warm_up(task: Callable[[], None], limit: float = 4.0) -> tuple[float, float]
     return first, statistics.median(times[-3:])
 
 
+def trial(task: Callable[[], None]) -> float:
+    """Seconds of the quickest of a few calls after the first: enough to tell ways apart."""
+    _timed(task)
+    times = [_timed(task), _timed(task)]
+    while sum(times) < 0.3 and len(times) < 10:
+        times.append(_timed(task))
+    return min(times)
+
+
 def _turn(task: Task, calls: int) -> list[float]:
     """Times of `calls` calls; where they are short, after one that refills the caches."""
     if calls > 1:

@@ -1,0 +1,150 @@
+"""The public door: `mbconv compare`. Records first, then a page made from them alone."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+
+from mbconv.comparing.gap import RESOLUTION, gap
+from mbconv.comparing.learning import Lesson, learn
+from mbconv.comparing.ways import usual_ways
+from mbconv.data.source import scan
+from mbconv.errors import UserError
+from mbconv.files import check_writable
+from mbconv.measure.bench import Bench, Plan
+from mbconv.measure.speed import Tell, Way
+from mbconv.measure.subject import open_subject
+from mbconv.record import Record, write_records
+from mbconv.report.costs_page import PAGE, RECORDS, write_page
+from mbconv.training.console import Reporter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """What is compared. `resolution` is the one at which all are; None: the smallest of their own.
+
+    With a `lesson`, our networks are also trained.
+    """
+
+    names: tuple[str, ...]
+    resolution: int | None = None
+    lesson: Lesson | None = None
+    plan: Plan = field(default_factory=lambda: Plan(batches=(16,)))
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) < 2:
+            raise UserError("Give at least two different networks to compare.")
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """The plan's, or where it has but one: all that the device has."""
+        given = self.plan.ways
+        return given if len(given) > 1 else usual_ways(given[0])
+
+
+def compare(contest: Contest, out: Path, *, quiet: bool = False) -> list[Record]:
+    """Measure the networks of `contest`, train them if asked, and write `out`.
+
+    Records are written to `out`/records.jsonl as they come, the page to `out`/compare.html, runs
+    below `out`/runs. What fails is a Record with the reason, and the rest goes on. Raises UserError
+    where `out` holds a comparison or cannot be written, or nothing could be measured.
+    """
+    reporter = Reporter(quiet)
+    if contest.lesson is not None:
+        scan(contest.lesson.data)  # a wrong folder is told before anything is measured
+    with Kept(out) as kept:
+        with reporter.bar(1, "starting") as bar:
+            kept.extend(costs(contest, bar.notify))
+        if not any(record.n for record in kept.records):
+            reasons = "; ".join(r.detail["error"].rstrip(".") for r in kept.records)
+            raise UserError(f"None of these networks can be measured: {reasons}.")
+        if contest.lesson is not None:
+            kept.extend(learn(contest.lesson, contest.names, out / "runs", reporter))
+            with reporter.bar(1, "costs of the trained networks") as bar:
+                kept.extend(costs_of_taught(contest, kept.records, bar.notify))
+    return kept.records
+
+
+def compare_gap(
+    out: Path, way: Way, resolution: int | None, *, quiet: bool = False
+) -> list[Record]:
+    """`gap`'s networks on the device of `way`, written to `out` as by `compare`."""
+    with Kept(out) as kept, Reporter(quiet).bar(1, "starting") as bar:
+        kept.extend(gap(bar.notify, way, resolution=resolution or RESOLUTION))
+    return kept.records
+
+
+class Kept:
+    """The records of a comparison in its folder: written as they come, the page at the end.
+
+    An interrupt leaves what was measured until then, with its page.
+    """
+
+    def __init__(self, out: Path) -> None:
+        if (out / RECORDS).exists():
+            raise UserError(
+                f"{out} already holds a comparison. Give another --out, or make its page again: "
+                f"mbconv compare --from {out / RECORDS}"
+            )
+        check_writable(out)
+        self.out = out
+        self.records: list[Record] = []
+
+    def extend(self, records: Iterator[Record]) -> None:
+        for record in records:
+            self.records.append(record)
+            write_records(self.out / RECORDS, self.records)
+
+    def __enter__(self) -> "Kept":
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        if any(record.n for record in self.records):
+            write_page(self.records, self.out / PAGE)
+        else:
+            (self.out / RECORDS).unlink(missing_ok=True)
+
+
+def costs(contest: Contest, tell: Tell) -> Iterator[Record]:
+    """What the networks cost: all at the common resolution, then at their own where that differs.
+
+    Each runs in the fastest of the plan's ways; `view` in `detail` is same or own.
+    """
+    natives: dict[str, int] = {}
+    for name in dict.fromkeys(contest.names):
+        try:
+            natives[name] = open_subject(name).resolution
+        except UserError:
+            continue  # the bench says why
+    common = contest.resolution or min(natives.values(), default=None)
+    plan = replace(contest.plan, resolution=common, ways=contest.ways, fastest=True)
+    same = Bench(plan, tell).records(contest.names)
+    yield from (replace(r, detail=r.detail | {"view": "same"}) for r in same)
+    if any(native != common for native in natives.values()):
+        own = Bench(replace(plan, resolution=None), tell).records(list(natives))
+        yield from (replace(r, detail=r.detail | {"view": "own"}) for r in own)
+
+
+def costs_of_taught(contest: Contest, records: Sequence[Record], tell: Tell) -> Iterator[Record]:
+    """What trained networks cost at resolutions that they learnt at and nobody measured yet.
+
+    A score says little beside the cost at another resolution.
+    """
+    done = {(r.detail["network"], r.detail["resolution"]) for r in records if r.name == "macs"}
+    taught = {(r.detail["network"], r.detail["resolution"]) for r in records
+              if r.name == "top1" and r.n}  # fmt: skip
+    missing = sorted(taught - done, key=lambda pair: pair[1])
+    for side, group in groupby(missing, key=lambda pair: pair[1]):
+        plan = replace(contest.plan, resolution=side, ways=contest.ways, fastest=True)
+        found = Bench(plan, tell).records([name for name, _ in group])
+        yield from (replace(r, detail=r.detail | {"view": "taught"}) for r in found)
+
+
+def free_folder() -> Path:
+    """A folder in comparisons/ that is not there yet, named by the date."""
+    name = time.strftime("%Y-%m-%d")
+    folders = (
+        Path("comparisons") / (name + tail) for tail in ("", *(f"-{n}" for n in range(2, 1000)))
+    )
+    return next(folder for folder in folders if not folder.exists())
