@@ -36,6 +36,7 @@ def gap(
     pairs: Sequence[tuple[str, str]] = PAIRS,
     rivals: Sequence[str] = RIVALS,
     resolution: int = RESOLUTION,
+    rounds: int = 5,
 ) -> Iterator[Record]:
     """Passes and training steps of all; `detail` says the `part` of each: ours, plain or rival.
 
@@ -45,7 +46,7 @@ def gap(
     for ours, plain in pairs:
         parts |= {ours: ("ours", ours), plain: ("plain", ours)}
     plan = Plan(resolution=resolution, ways=usual_ways(first), fastest=True,
-                memory=False, rounds=5)  # fmt: skip
+                memory=False, rounds=rounds)  # fmt: skip
 
     def told(record: Record) -> Record:
         part, of = parts[record.detail["network"]]

@@ -17,6 +17,7 @@ from mbconv.measure.speed import Tell, Way
 from mbconv.measure.subject import open_subject
 from mbconv.record import Record, write_records
 from mbconv.report.costs_page import PAGE, RECORDS, write_page
+from mbconv.report.words import duration
 from mbconv.training.console import Reporter
 
 
@@ -53,13 +54,18 @@ def compare(contest: Contest, out: Path, *, quiet: bool = False) -> list[Record]
     reporter = Reporter(quiet)
     if contest.lesson is not None:
         scan(contest.lesson.data)  # a wrong folder is told before anything is measured
-    with Kept(out) as kept:
+    with Kept(out, reporter) as kept:
         with reporter.bar(1, "starting") as bar:
             kept.extend(costs(contest, bar.notify))
         if not any(record.n for record in kept.records):
             reasons = "; ".join(r.detail["error"].rstrip(".") for r in kept.records)
             raise UserError(f"None of these networks can be measured: {reasons}.")
         if contest.lesson is not None:
+            each = duration(contest.lesson.budget)
+            reporter.say(
+                f"each of our networks learns for {each} at its own resolution, and where that is "
+                "not the smallest, again there"
+            )
             kept.extend(learn(contest.lesson, contest.names, out / "runs", reporter))
             with reporter.bar(1, "costs of the trained networks") as bar:
                 kept.extend(costs_of_taught(contest, kept.records, bar.notify))
@@ -70,7 +76,8 @@ def compare_gap(
     out: Path, way: Way, resolution: int | None, *, quiet: bool = False
 ) -> list[Record]:
     """`gap`'s networks on the device of `way`, written to `out` as by `compare`."""
-    with Kept(out) as kept, Reporter(quiet).bar(1, "starting") as bar:
+    reporter = Reporter(quiet)
+    with Kept(out, reporter) as kept, reporter.bar(1, "starting") as bar:
         kept.extend(gap(bar.notify, way, resolution=resolution or RESOLUTION))
     return kept.records
 
@@ -81,14 +88,14 @@ class Kept:
     An interrupt leaves what was measured until then, with its page.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, reporter: Reporter) -> None:
         if (out / RECORDS).exists():
             raise UserError(
                 f"{out} already holds a comparison. Give another --out, or make its page again: "
                 f"mbconv compare --from {out / RECORDS}"
             )
         check_writable(out)
-        self.out = out
+        self.out, self.reporter = out, reporter
         self.records: list[Record] = []
 
     def extend(self, records: Iterator[Record]) -> None:
@@ -99,11 +106,13 @@ class Kept:
     def __enter__(self) -> "Kept":
         return self
 
-    def __exit__(self, *failed: object) -> None:
-        if any(record.n for record in self.records):
-            write_page(self.records, self.out / PAGE)
-        else:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if not any(record.n for record in self.records):
             (self.out / RECORDS).unlink(missing_ok=True)
+            return
+        page = write_page(self.records, self.out / PAGE)
+        if kind is not None:
+            self.reporter.say(f"stopped; what was taken until then is kept, and shown by {page}")
 
 
 def costs(contest: Contest, tell: Tell) -> Iterator[Record]:

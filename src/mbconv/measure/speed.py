@@ -25,6 +25,7 @@ from mbconv.measure.noise import LEAST, Calibration
 from mbconv.measure.subject import Subject
 
 Mode = Literal["inference", "training"]
+TURN = 0.3  # seconds that a task's turn takes at least
 STEADY = 0.03  # a median's relative uncertainty, below which no further rounds are run
 Tell = Callable[[str, int, int], None]  # what is done, rounds done, rounds in all
 
@@ -166,7 +167,7 @@ def measure(
     limit: float = 20.0,
     tell: Tell = lambda what, done, total: None,
 ) -> dict[Task, Timing | Exception]:
-    """Time each task in `rounds` turns of at least its number of calls and about 0.3 s.
+    """Time each task in `rounds` turns of at least its number of calls and about `TURN`.
 
     `limit`: seconds that those turns should take a task on average; slow ones bring the rounds
     down, to three at least. Up to as many again are run where some were noisy, or a median's
@@ -184,35 +185,52 @@ def measure(
         except Exception as error:  # a foreign network may raise anything
             failed[task] = error
             continue
-        turn[task] = max(calls, math.ceil(0.3 / usual[task]))
+        turn[task] = max(calls, math.ceil(TURN / usual[task]))
     if not turn:
         return failed
     together = sum(usual[task] * turn[task] for task in turn)
     rounds = max(3, min(rounds, math.floor(limit * len(turn) / together)))
-    most = 2 * rounds
-    quiet: list[_Round] = []
-    busy: list[_Round] = []
-    while len(quiet) + len(busy) < most and not (len(quiet) >= rounds and _steady(quiet, turn)):
-        back = (len(quiet) + len(busy)) % 2
-        calibration.begin()
-        times = {task: _turn(task, turn[task]) for task in (list(turn)[::-1] if back else turn)}
-        taken = _Round(calibration.end(), times)
-        (quiet if taken.noise <= calibration.limit else busy).append(taken)
-        what = "the machine is busy, once more" if taken in busy else "measuring in turn"
-        tell(what, min(len(quiet), rounds), rounds)
-    kept = quiet
-    if len(quiet) < rounds:  # the quietest of all
-        kept = sorted(quiet + busy, key=lambda r: r.noise)[:rounds]
+    kept, repeated = _rounds(turn, failed, calibration, rounds, tell)
     return failed | {
         task: Timing(
             tuple(tuple(taken.times[task]) for taken in kept),
             noise=max(calibration.opening, *(taken.noise for taken in kept)),
             first=first[task],
-            repeated=len(busy),
+            repeated=repeated,
             limit=calibration.limit,
         )
         for task in turn
     }
+
+
+def _rounds(
+    turn: dict[Task, int],
+    failed: dict[Task, Timing | Exception],
+    calibration: Calibration,
+    rounds: int,
+    tell: Tell,
+) -> "tuple[list[_Round], int]":
+    """The rounds that count, and how many were too noisy; tasks that fail change their dict."""
+    quiet: list[_Round] = []
+    busy: list[_Round] = []
+    while turn and (done := len(quiet) + len(busy)) < 2 * rounds:
+        times: dict[Task, list[float]] = {}
+        calibration.begin()
+        for task in list(turn)[:: -1 if done % 2 else 1]:
+            try:
+                times[task] = _turn(task, turn[task])
+            except Exception as error:  # for want of memory that was there before, say
+                failed[task] = error
+                del turn[task]
+        taken = _Round(calibration.end(), times)
+        (quiet if taken.noise <= calibration.limit else busy).append(taken)
+        what = "the machine is busy, once more" if taken in busy else "measuring in turn"
+        tell(what, min(len(quiet), rounds), rounds)
+        if len(quiet) >= rounds and _steady(quiet, turn):
+            break
+    if len(quiet) >= rounds:
+        return quiet, len(busy)
+    return sorted(quiet + busy, key=lambda r: r.noise)[:rounds], len(busy)  # the quietest of all
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +269,7 @@ def trial(task: Callable[[], None]) -> float:
     """Seconds of the quickest of a few calls after the first: enough to tell ways apart."""
     _timed(task)
     times = [_timed(task), _timed(task)]
-    while sum(times) < 0.3 and len(times) < 10:
+    while sum(times) < TURN and len(times) < 10:
         times.append(_timed(task))
     return min(times)
 

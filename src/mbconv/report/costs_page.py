@@ -73,7 +73,7 @@ def context(records: Sequence[Record]) -> Json:
 def title(found: Sequence[View], marks: dict[str, str]) -> str:
     """The gap between multiply-adds and time of the first view, or what is compared."""
     for view in found:
-        lines = winners.answer_lines(view)[:1] or winners.gap_lines(view.rows)
+        lines = winners.answer_lines(view)[:1] or winners.gap_lines(view.rows, most=1)
         if lines:
             return lines[0].rstrip(".")
     return f"{len(marks)} networks compared"
@@ -125,7 +125,8 @@ def _slope(
     name: str, left: str, right: str, one: Sequence[Row], other: Sequence[Row], figure: str
 ) -> fronts.Slope | None:
     def place(row: Row, text: str) -> fronts.Place:
-        return fronts.Place(row.letter, words.short(row.network, 26), text, row.foreign)
+        name = row.network.partition(":")[2] or row.network  # its colour tells a foreign one
+        return fronts.Place(row.letter, words.short(name, 22), text, row.foreign)
 
     return fronts.slope(
         name,

@@ -31,7 +31,7 @@ class Group:
         start = "from pretrained weights" if pretrained else "from scratch"
         where = f"all at {self.same} px" if self.same else "each at its own resolution"
         time = f" within {duration(budget)}" if budget else ""
-        time += f" of {hardware}" if budget else ""
+        time += f" on {hardware}" if budget else ""
         return f"Trained {start} on {data.rstrip('/').rpartition('/')[2]}{time}, {where}"
 
     def shares(self) -> dict[tuple[str, int], float]:

@@ -44,8 +44,11 @@ def _quickest(view: View, figure: str, rows: Sequence[Row]) -> str | None:
     return f"{text}, {slow.value / span.value:.1f} times as fast as {last.network}."
 
 
-def gap_lines(rows: Sequence[Row]) -> list[str]:
-    """What the network with the most multiply-adds loses in time to that with the fewest."""
+def gap_lines(rows: Sequence[Row], most: int = 3) -> list[str]:
+    """What the network with the most multiply-adds loses in time to that with the fewest.
+
+    By at most so many figures.
+    """
     few, many = min(rows, key=lambda r: r.macs), max(rows, key=lambda r: r.macs)
     ratios = {}
     for figure, words in (("latency", "one picture at a time"), ("throughput", "many at a time"),
@@ -55,7 +58,9 @@ def gap_lines(rows: Sequence[Row]) -> list[str]:
             ratios[words] = other.value / one.value
     if not ratios or many.macs < 1.5 * few.macs:
         return []
-    told = ", ".join(f"{ratio:.1f} times as fast {words}" for words, ratio in ratios.items())
+    told = ", ".join(
+        f"{ratio:.1f} times as fast {words}" for words, ratio in list(ratios.items())[:most]
+    )
     return [f"{many.network} has {many.macs / few.macs:.1f} times the multiply-adds of "
             f"{few.network}, which is {told}."]  # fmt: skip
 
