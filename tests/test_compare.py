@@ -15,7 +15,7 @@ from mbconv.cli import main
 from mbconv.comparing import learning
 from mbconv.comparing.gap import PAIRS, RIVALS, gap
 from mbconv.comparing.learning import Lesson, is_foreign, learn
-from mbconv.comparing.run import Contest, Kept, compare, costs
+from mbconv.comparing.run import Contest, Kept, compare, costs, costs_of_taught
 from mbconv.comparing.ways import usual_ways
 from mbconv.errors import UserError
 from mbconv.measure import bench, noise, speed
@@ -60,7 +60,7 @@ def specs(tmp_path: Path) -> list[str]:
 
 def test_costs_at_one_resolution_and_at_their_own(specs: list[str]) -> None:
     contest = Contest(names=(*specs, "timm:resnet500"), plan=QUICK)
-    records = list(costs(contest, silent))
+    records = list(costs(contest, Bench(QUICK)))
     found = {v.kind: {(r.network, r.resolution) for r in v.rows} for v in views(records)}
     assert found == {"same": {(specs[0], 32), (specs[1], 32)},
                      "own": {(specs[0], 32), (specs[1], 64)}}  # fmt: skip
@@ -69,12 +69,25 @@ def test_costs_at_one_resolution_and_at_their_own(specs: list[str]) -> None:
     assert "no network 'resnet500'" in errors[0]
 
 
+def test_trained_networks_are_measured_where_they_learnt(specs: list[str]) -> None:
+    """Once, and only where that was not done yet."""
+    known = Record(name="macs", value=1.0, n=1, detail={"network": specs[0], "resolution": 32})
+    taught = [
+        Record(name="top1", value=0.5, n=9, detail={"network": specs[0], "resolution": side})
+        for side in (32, 48)
+    ]
+    records = list(costs_of_taught(Bench(QUICK), [known, *taught]))
+    assert {r.detail["resolution"] for r in records} == {48}
+    assert {"macs", "latency"} <= {r.name for r in records}
+    assert {r.detail["view"] for r in records} == {"taught"}
+
+
 def test_the_command_writes_records_and_page(specs: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    args = ["compare", specs[0], FOREIGN, "--resolution", "32", "--threads", "1", "--out", str(out)]
+    args = ["compare", specs[0], FOREIGN, "--resolution", "32", "--threads", "1",
+            "--no-memory", "--out", str(out)]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "ROUNDS", 3)
-        patch.setattr(bench, "measurable", lambda: False)  # peaks have tests of their own
         done = CliRunner().invoke(main, args)
     assert done.exit_code == 0, done.output
     assert "torchvision:shufflenet_v2_x0_5" in done.output

@@ -33,6 +33,14 @@ from mbconv.cli.base import Duration, data_root, find_data, main, offline
     metavar="FILE.jsonl",
     help="Measure nothing; make the page from this file and all others that follow.",
 )
+@click.option(
+    "--no-memory",
+    "memory",
+    is_flag=True,
+    default=True,
+    flag_value=False,
+    help="Leave out the peak memory, and whether a batch fits.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="On a CPU.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option(
@@ -87,6 +95,7 @@ def _measured(
     gap: bool,
     out: Path | None,
     *,
+    memory: bool,
     threads: int | None,
     device: str,
     resolution: int | None,
@@ -115,7 +124,7 @@ def _measured(
             names=names,
             resolution=resolution,
             lesson=Lesson(data=found, device=device, **lesson) if found else None,
-            plan=Plan(batches=(16,), ways=(way,)),
+            plan=Plan(batches=(16,), ways=(way,), memory=memory),
         )
         records = compare(contest, out)
     click.echo("\n".join([*contest_lines(records), f"records: {out / RECORDS}",

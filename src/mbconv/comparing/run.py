@@ -13,7 +13,7 @@ from mbconv.data.source import scan
 from mbconv.errors import UserError
 from mbconv.files import check_writable
 from mbconv.measure.bench import Bench, Plan
-from mbconv.measure.speed import Tell, Way
+from mbconv.measure.speed import Way
 from mbconv.measure.subject import open_subject
 from mbconv.record import Record, write_records
 from mbconv.report.costs_page import PAGE, RECORDS, write_page
@@ -56,7 +56,8 @@ def compare(contest: Contest, out: Path, *, quiet: bool = False) -> list[Record]
         scan(contest.lesson.data)  # a wrong folder is told before anything is measured
     with Kept(out, reporter) as kept:
         with reporter.bar(1, "starting") as bar:
-            kept.extend(costs(contest, bar.notify))
+            bench = Bench(replace(contest.plan, ways=contest.ways, fastest=True), bar.notify)
+            kept.extend(costs(contest, bench))
         if not any(record.n for record in kept.records):
             reasons = "; ".join(r.detail["error"].rstrip(".") for r in kept.records)
             raise UserError(f"None of these networks can be measured: {reasons}.")
@@ -68,7 +69,8 @@ def compare(contest: Contest, out: Path, *, quiet: bool = False) -> list[Record]
             )
             kept.extend(learn(contest.lesson, contest.names, out / "runs", reporter))
             with reporter.bar(1, "costs of the trained networks") as bar:
-                kept.extend(costs_of_taught(contest, kept.records, bar.notify))
+                bench.tell = bar.notify
+                kept.extend(costs_of_taught(bench, kept.records))
     return kept.records
 
 
@@ -115,10 +117,10 @@ class Kept:
             self.reporter.say(f"stopped; what was taken until then is kept, and shown by {page}")
 
 
-def costs(contest: Contest, tell: Tell) -> Iterator[Record]:
+def costs(contest: Contest, bench: Bench) -> Iterator[Record]:
     """What the networks cost: all at the common resolution, then at their own where that differs.
 
-    Each runs in the fastest of the plan's ways; `view` in `detail` is same or own.
+    `view` in `detail` is same or own.
     """
     natives: dict[str, int] = {}
     for name in dict.fromkeys(contest.names):
@@ -127,27 +129,32 @@ def costs(contest: Contest, tell: Tell) -> Iterator[Record]:
         except UserError:
             continue  # the bench says why
     common = contest.resolution or min(natives.values(), default=None)
-    plan = replace(contest.plan, resolution=common, ways=contest.ways, fastest=True)
-    same = Bench(plan, tell).records(contest.names)
-    yield from (replace(r, detail=r.detail | {"view": "same"}) for r in same)
+    yield from _viewed(bench, "same", contest.names, common)
     if any(native != common for native in natives.values()):
-        own = Bench(replace(plan, resolution=None), tell).records(list(natives))
-        yield from (replace(r, detail=r.detail | {"view": "own"}) for r in own)
+        yield from _viewed(bench, "own", list(natives), None)
 
 
-def costs_of_taught(contest: Contest, records: Sequence[Record], tell: Tell) -> Iterator[Record]:
+def costs_of_taught(bench: Bench, records: Sequence[Record]) -> Iterator[Record]:
     """What trained networks cost at resolutions that they learnt at and nobody measured yet.
 
     A score says little beside the cost at another resolution.
     """
     done = {(r.detail["network"], r.detail["resolution"]) for r in records if r.name == "macs"}
-    taught = {(r.detail["network"], r.detail["resolution"]) for r in records
-              if r.name == "top1" and r.n}  # fmt: skip
+    taught = {
+        (r.detail["network"], r.detail["resolution"]) for r in records if r.name == "top1" and r.n
+    }
     missing = sorted(taught - done, key=lambda pair: pair[1])
     for side, group in groupby(missing, key=lambda pair: pair[1]):
-        plan = replace(contest.plan, resolution=side, ways=contest.ways, fastest=True)
-        found = Bench(plan, tell).records([name for name, _ in group])
-        yield from (replace(r, detail=r.detail | {"view": "taught"}) for r in found)
+        yield from _viewed(bench, "taught", [name for name, _ in group], side)
+
+
+def _viewed(
+    bench: Bench, view: str, names: Sequence[str], resolution: int | None
+) -> Iterator[Record]:
+    """The bench's records at a resolution, with the view; calibration and peaks are kept."""
+    bench.plan = replace(bench.plan, resolution=resolution)
+    for record in bench.records(names):
+        yield replace(record, detail=record.detail | {"view": view})
 
 
 def free_folder() -> Path:
