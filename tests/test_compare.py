@@ -44,6 +44,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "TURN", 0.01)
     monkeypatch.setattr(speed, "STEADY", 9.0)
     monkeypatch.setattr(noise, "PIECES", 2)
+    monkeypatch.setattr(speed, "warm_up", partial(speed.warm_up, limit=0.1))
     monkeypatch.setattr(bench, "Calibration", partial(Calibration, checks=2))
 
 

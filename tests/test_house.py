@@ -110,6 +110,7 @@ def test_public_names() -> None:
         "from mbconv.cli import main; main(['recipe', 'list'], standalone_mode=False)",
         "from mbconv.cli import main; main(['runs', '.'], standalone_mode=False)",
         "import mbconv.report.comparison",
+        "import mbconv.report.costs_page, mbconv.report.contest_lines",
         "from mbconv.cli import main; main(['recipe', 'show', 'scratch'], standalone_mode=False)",
     ],
 )

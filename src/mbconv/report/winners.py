@@ -37,7 +37,7 @@ def _quickest(view: View, figure: str, rows: Sequence[Row]) -> str | None:
     close = [row.network for row, other in ranked[1:] if other.low <= span.high]
     name = f"{best.network} is quickest"
     if close:
-        name = f"{best.network} and {listing(close)} cannot be told apart; the first"
+        name = f"{listing([best.network, *close])} cannot be told apart; the first"
     text = f"{_WHAT[figure]}: {name}, {span.value:.3g} ms a picture"
     if last.network in close:
         return text + "."
@@ -50,19 +50,18 @@ def gap_lines(rows: Sequence[Row], most: int = 3) -> list[str]:
     By at most so many figures.
     """
     few, many = min(rows, key=lambda r: r.macs), max(rows, key=lambda r: r.macs)
-    ratios = {}
+    told = []
     for figure, words in (("latency", "one picture at a time"), ("throughput", "many at a time"),
                           ("training_throughput", "in training")):  # fmt: skip
         one, other = few.milliseconds(figure), many.milliseconds(figure)
-        if one and other:
-            ratios[words] = other.value / one.value
-    if not ratios or many.macs < 1.5 * few.macs:
+        if one and other and (one.high < other.low or other.high < one.low):
+            told.append(f"{other.value / one.value:.1f} times as fast {words}")
+        elif one and other:
+            told.append(f"not distinguishably faster {words}")
+    if not told or many.macs < 1.5 * few.macs:
         return []
-    told = ", ".join(
-        f"{ratio:.1f} times as fast {words}" for words, ratio in list(ratios.items())[:most]
-    )
     return [f"{many.network} has {many.macs / few.macs:.1f} times the multiply-adds of "
-            f"{few.network}, which is {told}."]  # fmt: skip
+            f"{few.network}, which is {', '.join(told[:most])}."]  # fmt: skip
 
 
 def parts(view: View) -> tuple[list[Row], list[Row]] | None:
