@@ -1,10 +1,6 @@
 """`mbconv bench`: counts, timing in turn, memory, what goes wrong, and what is printed."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,7 @@ from mbconv.measure.bench import Bench, Plan, failure
 from mbconv.measure.count import count
 from mbconv.measure.footprint import Footprints
 from mbconv.measure.memory import measurable
-from mbconv.measure.noise import LEAST, MOST, Calibration, busy_seconds, limit_of
+from mbconv.measure.noise import Calibration
 from mbconv.measure.speed import Task, Timing, Way, measure, median_interval
 from mbconv.measure.subject import Subject, open_subject
 from mbconv.nn.model import build
@@ -199,33 +195,6 @@ def test_an_uncertain_median_gets_more_rounds(clock: Clock) -> None:
     steady, wavering = Fake(clock, 0.5, [], "a"), Wavering(clock, 0.7, [], "b")
     assert len(measured([steady], Quiet(), rounds=6)[steady].rounds) == 6
     assert len(measured([steady, wavering], Quiet(), rounds=6)[wavering].rounds) == 12
-
-
-def test_the_limit_of_a_calibration_follows_its_spread() -> None:
-    assert limit_of([1.0] * 10) == LEAST
-    assert limit_of([1.0] * 8 + [1.15] * 2) == pytest.approx(1.3)
-    assert limit_of([1.0] * 6 + [3.0] * 4) == MOST
-
-
-@pytest.mark.skipif(busy_seconds() is None, reason="/proc/stat tells nothing here")
-def test_another_program_is_seen_whatever_the_calibration_says() -> None:
-    """Two busy loops a core: only what the system tells of others' time is asked."""
-    loops = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        for _ in range(2 * (os.cpu_count() or 1))
-    ]
-    try:
-        calibration = Calibration(checks=3)
-        calibration._before = 0.0  # as if that were quick
-        calibration.reference = 1e9
-        stop = time.perf_counter() + 0.6
-        while time.perf_counter() < stop:
-            torch.zeros(2**20).sin_()
-        assert calibration.end() > LEAST
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
 
 
 def test_what_one_raises_leaves_the_others(clock: Clock) -> None:
