@@ -1,6 +1,7 @@
 """`mbconv bench`: counts, timing in turn, memory, what goes wrong, and what is printed."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from mbconv.arch.published import published_top1
 from mbconv.arch.zoo import get_spec, list_specs
 from mbconv.cli import main
 from mbconv.errors import UserError
-from mbconv.measure import speed
+from mbconv.measure import bench, speed
 from mbconv.measure.bench import Bench, Plan, failure
 from mbconv.measure.count import count
 from mbconv.measure.footprint import Footprints
 from mbconv.measure.memory import measurable
-from mbconv.measure.noise import LIMIT
+from mbconv.measure.noise import Calibration
 from mbconv.measure.speed import Task, Timing, Way, measure, median_interval
 from mbconv.measure.subject import Subject, open_subject
 from mbconv.nn.model import build
@@ -40,10 +41,15 @@ TORCHVISION = {"resnet18": 1.814, "resnet50": 4.089, "resnext50_32x4d": 4.23,
 class Quiet:
     """A calibration that answers from a list, then that all is quiet."""
 
+    limit, opening = 1.2, 1.0
+
     def __init__(self, *answers: float) -> None:
         self.answers = list(answers)
 
-    def check(self) -> float:
+    def begin(self) -> None:
+        pass
+
+    def end(self) -> float:
         return self.answers.pop(0) if self.answers else 1.0
 
 
@@ -77,7 +83,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def measured(tasks: list[Any], quiet: Quiet, **how: Any) -> dict[Any, Any]:
-    return measure(tasks, quiet, **how)  # type: ignore[arg-type]
+    return measure(dict.fromkeys(tasks, how.pop("calls", 1)), quiet, **how)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -157,7 +163,7 @@ def test_slow_networks_get_fewer_rounds_but_three(clock: Clock) -> None:
 
 def test_noisy_rounds_are_run_again(clock: Clock) -> None:
     task = Fake(clock, 0.5, [], "a")
-    found = measured([task], Quiet(1.0, 1.5, 1.0, 1.0, 2.0, 1.0), rounds=3)[task]
+    found = measured([task], Quiet(1.0, 1.5, 1.0, 2.0), rounds=3)[task]
     assert found.repeated == 2
     assert found.noise == 1.0
     assert not found.noisy
@@ -165,11 +171,30 @@ def test_noisy_rounds_are_run_again(clock: Clock) -> None:
 
 def test_a_machine_that_stays_noisy_is_told(clock: Clock) -> None:
     task = Fake(clock, 0.5, [], "a")
-    found = measured([task], Quiet(*[1.4] * 11, 1.3, 1.3), rounds=3)[task]
+    found = measured([task], Quiet(1.4, 1.5, 1.4, 1.3, 1.4, 1.4), rounds=3)[task]
     assert len(found.rounds) == 3
-    assert found.repeated == 3
-    assert found.noise > LIMIT
+    assert found.repeated == 6
+    assert found.noise == 1.4  # of the quietest three
     assert found.noisy
+
+
+def test_a_program_that_ran_from_the_start_is_told(clock: Clock) -> None:
+    quiet, task = Quiet(), Fake(clock, 0.5, [], "a")
+    quiet.opening = 1.6
+    assert measured([task], quiet, rounds=3)[task].noisy
+
+
+def test_an_uncertain_median_gets_more_rounds(clock: Clock) -> None:
+    """Up to twice as many; a task that always takes as long gets none."""
+
+    class Wavering(Fake):
+        def __call__(self) -> None:
+            self.seconds = 1.7 - self.seconds
+            super().__call__()
+
+    steady, wavering = Fake(clock, 0.5, [], "a"), Wavering(clock, 0.7, [], "b")
+    assert len(measured([steady], Quiet(), rounds=6)[steady].rounds) == 6
+    assert len(measured([steady, wavering], Quiet(), rounds=6)[wavering].rounds) == 12
 
 
 def test_what_one_raises_leaves_the_others(clock: Clock) -> None:
@@ -182,6 +207,19 @@ def test_what_one_raises_leaves_the_others(clock: Clock) -> None:
     found = measured([bad, good], Quiet(), rounds=3)
     assert isinstance(found[bad], RuntimeError)
     assert found[good].median == pytest.approx(0.1)
+
+
+def test_what_fails_later_leaves_the_others(clock: Clock) -> None:
+    class Tiring(Fake):
+        def __call__(self) -> None:
+            super().__call__()
+            if len(self.log) > 8:
+                raise RuntimeError("out of memory")
+
+    good, bad = Fake(clock, 0.5, [], "good"), Tiring(clock, 0.5, [], "bad")
+    found = measured([bad, good], Quiet(), rounds=6)
+    assert str(found[bad]) == "out of memory"
+    assert len(found[good].rounds) == 6
 
 
 def test_the_interval_of_a_median() -> None:
@@ -263,7 +301,10 @@ def test_the_command_on_real_networks(tmp_path: Path) -> None:
     assert "calibration" in done.output
 
 
-def test_a_network_that_fails_at_a_size_leaves_the_others() -> None:
+def test_a_network_that_fails_at_a_size_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bench, "Calibration", partial(Calibration, checks=2))
     plan = Plan(resolution=33, batches=(), train_batches=(), latency=False, memory=False)
     records = list(Bench(plan).records(["timm:vit_tiny_patch16_224", "mobilenetv3_small_075"]))
     assert "fails at 33 px" in records[0].detail["error"]

@@ -28,6 +28,7 @@ STOREYS = (
     ("export", "shrinking"),
     ("study",),
     ("serve",),
+    ("comparing",),
     ("cli",),
     ("__main__",),
 )
@@ -118,6 +119,7 @@ def test_public_names() -> None:
         "import mbconv.report.comparison",
         "import mbconv.report.study",
         "from mbconv.cli import main; main(['study', '--list'], standalone_mode=False)",
+        "import mbconv.report.costs_page, mbconv.report.contest_lines",
         "from mbconv.cli import main; main(['recipe', 'show', 'scratch'], standalone_mode=False)",
     ],
 )

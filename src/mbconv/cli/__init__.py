@@ -3,6 +3,7 @@
 from mbconv.cli import (
     bench,
     classifier,
+    compare,
     data,
     export,
     growing,
@@ -20,6 +21,7 @@ from mbconv.cli.base import main
 __all__ = [
     "bench",
     "classifier",
+    "compare",
     "data",
     "export",
     "growing",

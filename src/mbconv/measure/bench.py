@@ -5,8 +5,10 @@ which network, in which way, at which batch. A figure that could not be taken is
 n = 0 whose `detail` has the reason under `error`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +17,14 @@ from mbconv.errors import UserError
 from mbconv.kernels import status
 from mbconv.measure.count import count
 from mbconv.measure.footprint import Footprints
-from mbconv.measure.memory import is_out_of_memory, keep_freed_memory, measurable
+from mbconv.measure.memory import available_memory, is_out_of_memory, keep_freed_memory, measurable
 from mbconv.measure.noise import Calibration
-from mbconv.measure.speed import Mode, Task, Tell, Timing, Way, measure
+from mbconv.measure.speed import Mode, Task, Tell, Timing, Way, measure, trial
 from mbconv.measure.subject import Subject, open_subject, reason
 from mbconv.record import Record
 
-LATENCY_ROUNDS, ROUNDS = 10, 7
-LATENCY_CALLS = 10  # a round: a hundred in all, which a 99th percentile needs
+ROUNDS = 12
+LATENCY_CALLS = 10  # a round: a hundred and more in all, which a 99th percentile needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +35,20 @@ class Plan:
     batches: tuple[int, ...] | None = (4, 16)
     train_batches: tuple[int, ...] | None = (8,)
     ways: tuple[Way, ...] = (Way(),)
+    fastest: bool = False  # only the fastest of the ways, of each network and goal
     latency: bool = True
     memory: bool = True
-    limit: float = 20.0  # seconds a network and figure, about
+    limit: float = 6.0  # seconds a network and figure, about
     rounds: int | None = None  # instead of the usual ones
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure and its batch, None where the largest is looked for."""
+
+    figure: str
+    mode: Mode
+    batch: int | None
 
 
 @dataclass
@@ -47,6 +59,7 @@ class Bench:
     tell: Tell = lambda what, done, total: None
     calibration: Calibration = field(init=False)
     footprints: Footprints = field(init=False)
+    macs: dict[str, int] = field(init=False, default_factory=dict)  # of what was opened, by name
 
     def __post_init__(self) -> None:
         keep_freed_memory()
@@ -56,6 +69,18 @@ class Bench:
 
     def records(self, names: Sequence[str]) -> Iterator[Record]:
         """All figures of the networks, measured in turn."""
+        subjects = yield from self.opened(names)
+        fixed = [goal for goal in self._goals() if goal.batch is not None]
+        yield from self.timed(list(itertools.product(subjects, fixed)))
+        for goal in (g for g in self._goals() if g.batch is None):
+            for batch in _DOUBLING:
+                records = list(self.timed([(s, replace(goal, batch=batch)) for s in subjects]))
+                yield from records
+                if not any(map(self._goes_on, records)):
+                    break
+
+    def opened(self, names: Sequence[str]) -> Generator[Record, None, list[Subject]]:
+        """What does not depend on the machine; returns the networks that can be measured."""
         subjects = []
         for name in dict.fromkeys(names):
             try:
@@ -66,27 +91,41 @@ class Bench:
             else:
                 subjects.append(subject)
                 yield from counted
-        for figure, mode, batches in self._figures():
-            for batch in batches:
-                records = list(self._timed(subjects, figure, mode, batch))
-                yield from records
-                if batches is _DOUBLING and not any(map(self._goes_on, records)):
-                    break
+        return subjects
+
+    def timed(self, pairs: Sequence[tuple[Subject, Goal]]) -> Iterator[Record]:
+        """The goals' figures: all in turn, or one goal after another where memory is short."""
+        goals = list(dict.fromkeys(goal for _, goal in pairs))
+        groups = (
+            [pairs] if self._all_fit(pairs) else [[p for p in pairs if p[1] == g] for g in goals]
+        )
+        for group in groups:
+            yield from self._timed(group)
+
+    def _all_fit(self, pairs: Sequence[tuple[Subject, Goal]]) -> bool:
+        """Whether the weights of all tasks, with gradients and momenta, leave room for the rest."""
+        if not measurable() or self.plan.ways[0].device != "cpu":
+            return len(pairs) <= _FEW
+        ways = 1 if self.plan.fastest else len(self.plan.ways)
+        weights = sum(p.nbytes * (3 if goal.mode == "training" else 1)
+                      for subject, goal in pairs for p in subject.module.parameters())  # fmt: skip
+        return weights * ways < available_memory() / 4
 
     def _goes_on(self, speed: Record) -> bool:
         """Whether a batch twice as large is worth trying."""
         batch, value = speed.detail.get("batch", 0), speed.value
-        return speed.unit == "img/s" and batch / value < self.plan.limit / 2
+        return speed.unit == "img/s" and batch / value < LONGEST
 
     def side(self, subject: Subject) -> int:
         return self.plan.resolution or subject.resolution
 
-    def _figures(self) -> Iterator[tuple[str, Mode, Sequence[int]]]:
+    def _goals(self) -> Iterator[Goal]:
         if self.plan.latency:
-            yield "latency", "inference", (1,)
-        batches, train = self.plan.batches, self.plan.train_batches
-        yield "throughput", "inference", _DOUBLING if batches is None else batches
-        yield "training_throughput", "training", _DOUBLING if train is None else train
+            yield Goal("latency", "inference", 1)
+        for batch in self.plan.batches if self.plan.batches is not None else (None,):
+            yield Goal("throughput", "inference", batch)
+        for batch in self.plan.train_batches if self.plan.train_batches is not None else (None,):
+            yield Goal("training_throughput", "training", batch)
 
     def _counts(self, subject: Subject) -> Iterator[Record]:
         """What does not depend on the machine; UserError where the network fails at this size."""
@@ -95,6 +134,7 @@ class Bench:
             found = count(subject.module, torch.zeros(1, subject.channels, side, side))
         except Exception as error:  # a foreign network may raise anything
             raise UserError(f"{subject.name} fails at {side} px: {reason(error)}") from error
+        self.macs[subject.name] = found.macs
         for name, unit in (("params", ""), ("macs", ""), ("activation_bytes", "B")):
             yield record(name, getattr(found, name), unit, subject, about)
         if published := subject.published:
@@ -102,52 +142,76 @@ class Bench:
                           about | {"resolution": published["resolution"],
                                    "source": published["source"]})  # fmt: skip
 
-    def _timed(
-        self, subjects: Sequence[Subject], figure: str, mode: Mode, batch: int
-    ) -> Iterator[Record]:
-        """One figure at one batch of all subjects in all ways, in turn."""
-        tasks: dict[Task, dict[str, Any]] = {}
-        for subject in subjects:
-            about = _about(subject, self.side(subject)) | {"mode": mode, "batch": batch}
+    def _timed(self, pairs: Sequence[tuple[Subject, Goal]]) -> Iterator[Record]:
+        tasks: dict[Task, Goal] = {}
+        for subject, goal in pairs:
             try:
-                if self.plan.memory and measurable():
-                    self.tell(f"memory of {subject.name}", 0, 1)
-                    yield self._memory(subject, mode, batch, about)
-                made = [Task(subject, way, mode, batch, self.side(subject))
-                        for way in self.plan.ways]  # fmt: skip
+                made = yield from self._tasks(subject, goal)
             except Exception as error:  # a sentence of ours, or no memory for the tensors
-                for way in self.plan.ways:
-                    yield failure(figure, about | way.to_dict(), sentence(error, batch))
+                about = _about(subject, self.side(subject))
+                about |= {"mode": goal.mode, "batch": goal.batch}
+                for way in self.plan.ways[: 1 if self.plan.fastest else None]:
+                    yield failure(goal.figure, about | way.to_dict(), sentence(error, goal.batch))
             else:
-                tasks |= {task: about_task(task) for task in made}
-        latency = figure == "latency"
+                tasks |= dict.fromkeys(made, goal)
         results = measure(
-            tasks,
+            {
+                task: LATENCY_CALLS if goal.figure == "latency" else 1
+                for task, goal in tasks.items()
+            },
             self.calibration,
-            rounds=self.plan.rounds or (LATENCY_ROUNDS if latency else ROUNDS),
-            calls=LATENCY_CALLS if latency else 1,
+            rounds=self.plan.rounds or ROUNDS,
             limit=self.plan.limit,
-            tell=lambda what, done, total: self.tell(f"{mode}, batch {batch}: {what}", done, total),
+            tell=self.tell,
         )
-        for task, about in tasks.items():
-            result = results[task]
+        for task, goal in tasks.items():
+            result, about = results[task], about_task(task)
             if isinstance(result, Exception):
-                yield failure(figure, about, sentence(result, batch))
+                yield failure(goal.figure, about, sentence(result, task.batch))
             else:
-                yield from _speeds(figure, task, result, about)
+                yield from _speeds(goal.figure, task, result, about)
 
-    def _memory(self, subject: Subject, mode: Mode, batch: int, about: dict[str, Any]) -> Record:
+    def _tasks(self, subject: Subject, goal: Goal) -> Generator[Record, None, list[Task]]:
+        """The subject's tasks in its ways, once its peak memory is known."""
+        assert goal.batch is not None
+        if self.plan.memory and measurable():
+            self.tell(f"memory of {subject.name}", 0, 1)
+            yield self._memory(subject, goal.mode, goal.batch)
+        make = partial(Task, subject, mode=goal.mode, batch=goal.batch,
+                       resolution=self.side(subject))  # fmt: skip
+        if not self.plan.fastest:
+            return [make(way=way) for way in self.plan.ways]
+        self.tell(f"the fastest way of {subject.name}", 0, 1)
+        return [self._fastest(make)]
+
+    def _fastest(self, make: Callable[..., Task]) -> Task:
+        """The task in the quickest of the ways that work; if none does, what the last raised."""
+        seconds: dict[Way, float] = {}
+        failed: Exception | None = None
+        for way in self.plan.ways:
+            try:
+                seconds[way] = trial(make(way=way))
+            except Exception as error:  # a foreign network may raise anything
+                failed = error
+        if failed is not None and not seconds:
+            raise failed
+        return make(way=min(seconds, key=lambda way: seconds[way]))
+
+    def _memory(self, subject: Subject, mode: Mode, batch: int) -> Record:
         """Peak memory, in the first of the ways and eager."""
-        found = self.footprints.peak(subject, mode, batch, self.side(subject))
-        way = self.footprints.way.to_dict()
-        return record("peak_memory", found["peak"], "B", subject,
-                       about | way | {"program": found["program"]})  # fmt: skip
+        side = self.side(subject)
+        found = self.footprints.peak(subject, mode, batch, side)
+        about = _about(subject, side) | {"mode": mode, "batch": batch}
+        about |= self.footprints.way.to_dict() | {"program": found["program"]}
+        return record("peak_memory", found["peak"], "B", subject, about)
 
 
+_FEW = 16  # tasks that are taken to fit at once where memory is not told
+LONGEST = 10.0  # seconds a call, above which no larger batch is tried
 _DOUBLING = tuple(2**n for n in range(20))
 
 
-def sentence(error: Exception, batch: int) -> str:
+def sentence(error: Exception, batch: int | None) -> str:
     """Why a measurement failed, for a row of the report."""
     text = str(error) if isinstance(error, UserError) else reason(error)
     return f"a batch of {batch} does not fit into memory" if is_out_of_memory(error) else text
@@ -159,7 +223,8 @@ def failure(figure: str, about: dict[str, Any], error: str) -> Record:
 
 
 def _about(subject: Subject, resolution: int) -> dict[str, Any]:
-    return {"network": subject.name, "library": subject.library, "resolution": resolution}
+    return {"network": subject.name, "library": subject.library, "resolution": resolution,
+            "native": subject.resolution}  # fmt: skip
 
 
 def about_task(task: Task) -> dict[str, Any]:

@@ -1,41 +1,100 @@
-"""Whether the machine is quiet enough to measure on, told by work that is always the same."""
+"""Whether the machine is quiet enough to measure on, told by work that is always the same.
 
+Programs take a core in slices of a few milliseconds. The median of a few short runs therefore
+misses most of them, while it follows every change of clock and cache that a virtual machine has on
+its own. The mean over a tenth of a second does the opposite: on two virtual cores it stayed below
+1.25 times its usual while nothing else ran, and was above 1.5 times beside a busy loop.
+"""
+
+import os
 import statistics
 import time
+from pathlib import Path
 
 import torch
 
 from mbconv.measure.ceilings import synchronise
 
-LIMIT = 1.1  # a check this much slower than the quickest means that something else runs
+PIECES = 24  # products and copies of a check: some 50 ms, ten slices of the scheduler
+OPENING = 30  # checks; a second or two
+LEAST, MOST = 1.2, 1.4  # of the limit: a core shared with one program makes 1.5 at least
+_STAT = Path("/proc/stat")
 
 
 class Calibration:
-    """Times a fixed matrix product and copy, a few milliseconds on a laptop's core.
+    """Times a fixed matrix product and copy before and after what is measured.
 
-    `best` is the quickest check so far, in seconds: what the machine does when left alone.
+    `reference` is the median of an opening series, in seconds. `limit` says how many times that a
+    check may take: twice as far above the median as nine tenths of the opening reach, since that
+    much is this machine's own jitter; between `LEAST` and `MOST`.
     """
 
-    def __init__(self, device: str = "cpu", checks: int = 5) -> None:
+    def __init__(self, device: str = "cpu", checks: int = OPENING) -> None:
         self.device = device
         self._a = torch.full((512, 512), 0.5, device=device)
         self._x, self._y = torch.zeros(2, 2**22, device=device)
-        self.seconds()  # warms up
-        self.best = min(self.seconds() for _ in range(checks))
+        self._seconds()  # warms up
+        started = _Others()
+        opening = sorted(self._seconds() for _ in range(checks))
+        self.reference = statistics.median(opening)
+        self.limit = limit_of(opening)
+        self.opening = 1 + started.cores(device)  # a program that ran already is in the reference
+        self.begin()
 
-    def seconds(self) -> float:
-        """The median of a few runs."""
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
+    def begin(self) -> None:
+        """Check before what is measured."""
+        self._others = _Others()
+        self._before = self._seconds() / self.reference
+
+    def end(self) -> float:
+        """Check after it: the slower of both, in units of the reference, at least 1.
+
+        Where the system tells, also 1 + the cores that others took meanwhile and we could have
+        used: threads wait for each other, so one that shares its core holds all of them up.
+        """
+        after = self._seconds() / self.reference
+        return max(1.0, self._before, after, 1 + self._others.cores(self.device))
+
+    def _seconds(self) -> float:
+        start = time.perf_counter()
+        for _ in range(PIECES):
             self._a @ self._a
             self._y.copy_(self._x)
             synchronise(self.device)
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        return (time.perf_counter() - start) / PIECES
 
-    def check(self) -> float:
-        """How many times as long as the quickest check this one took; at least 1."""
-        taken = self.seconds()
-        self.best = min(self.best, taken)
-        return taken / self.best
+
+def limit_of(opening: list[float]) -> float:
+    """How many times their median a check may take, by the spread of the `opening` ones."""
+    ordered, median = sorted(opening), statistics.median(opening)
+    high = ordered[round(0.9 * (len(ordered) - 1))]
+    return min(MOST, max(LEAST, 1 + 2 * (high / median - 1)))
+
+
+class _Others:
+    """What programs other than this one take of the processors, from its making on."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._ours = time.process_time()
+        self._all = busy_seconds()
+
+    def cores(self, device: str) -> float:
+        """Cores that others took and that our threads had use for; 0 where nothing tells."""
+        taken = busy_seconds()
+        wall = time.perf_counter() - self._start
+        if taken is None or self._all is None or device != "cpu" or wall < 0.3:
+            return 0.0  # the system counts in hundredths of a second
+        others = (taken - self._all - (time.process_time() - self._ours)) / wall
+        spare = max(0, (os.cpu_count() or 1) - torch.get_num_threads())
+        return max(0.0, others - spare)
+
+
+def busy_seconds() -> float | None:
+    """Seconds that all processors together were busy or taken away since boot; only Linux tells."""
+    try:
+        fields = _STAT.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
+        user, nice, system, _, _, irq, softirq, steal = map(int, fields)
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

@@ -1,15 +1,16 @@
 """Times of networks, taken in turn: the one measuring code for all.
 
 All tasks live in one process and take turns, round by round, in alternating order, so that what
-happens to the machine happens to all of them. A round beside which the calibration was slow is
-run again; where that does not help, the result says so.
+happens to the machine happens to all of them. Machines change their pace for tens of seconds, so
+the rounds of a task are spread over as long a time as there is. A round beside which the
+calibration was slow is run again; where that does not help, the result says so.
 """
 
 import copy
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,10 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mbconv.measure.ceilings import synchronise
-from mbconv.measure.noise import LIMIT, Calibration
+from mbconv.measure.noise import LEAST, Calibration
 from mbconv.measure.subject import Subject
 
 Mode = Literal["inference", "training"]
+TURN = 0.3  # seconds that a task's turn takes at least
+STEADY = 0.03  # a median's relative uncertainty, below which no further rounds are run
 Tell = Callable[[str, int, int], None]  # what is done, rounds done, rounds in all
 
 
@@ -106,12 +109,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each call, by round; `noise` is the slowest calibration beside them (1: none)."""
+    """Seconds of each call, by round; `noise` is the slowest calibration beside them (1: none).
+
+    `limit` is how slow one may be.
+    """
 
     rounds: tuple[tuple[float, ...], ...]
     noise: float
     first: float  # of the first call, which also allocates and compiles
     repeated: int = 0  # rounds that were run again
+    limit: float = LEAST
 
     @property
     def calls(self) -> list[float]:
@@ -134,7 +141,7 @@ class Timing:
 
     @property
     def noisy(self) -> bool:
-        return self.noise > LIMIT
+        return self.noise > self.limit
 
     def percentile(self, percent: float) -> float:
         return float(np.percentile(self.calls, percent))
@@ -153,53 +160,95 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def measure(
-    tasks: Iterable[Task],
+    tasks: Mapping[Task, int],
     calibration: Calibration,
     *,
     rounds: int = 7,
-    calls: int = 1,
     limit: float = 20.0,
     tell: Tell = lambda what, done, total: None,
 ) -> dict[Task, Timing | Exception]:
-    """Time each task in `rounds` turns of at least `calls` calls and about 0.3 s.
+    """Time each task in `rounds` turns of at least its number of calls and about `TURN`.
 
-    `limit`: seconds that a task should not exceed; slow ones bring the rounds down, to three at
-    least. What a task raises is its result; the others go on.
+    `limit`: seconds that those turns should take a task on average; slow ones bring the rounds
+    down, to three at least. Up to as many again are run where some were noisy, or a median's
+    interval reaches further than `STEADY` to either side on average. What a task raises is its
+    result; the others go on.
     """
     first: dict[Task, float] = {}
     failed: dict[Task, Timing | Exception] = {}
     turn: dict[Task, int] = {}
-    for task in tasks:
+    usual: dict[Task, float] = {}
+    for task, calls in tasks.items():
         tell(f"warming up {task.subject.name}", 0, rounds)
         try:
-            first[task], usual = warm_up(task)
+            first[task], usual[task] = warm_up(task)
         except Exception as error:  # a foreign network may raise anything
             failed[task] = error
             continue
-        turn[task] = max(calls, math.ceil(0.3 / usual))
-        rounds = max(3, min(rounds, math.floor(limit / (usual * turn[task]))))
+        turn[task] = max(calls, math.ceil(TURN / usual[task]))
     if not turn:
         return failed
-    clean: list[tuple[float, dict[Task, list[float]]]] = []
-    noisy: list[tuple[float, dict[Task, list[float]]]] = []
-    while len(clean) < rounds and len(clean) + len(noisy) < 2 * rounds:
-        before = calibration.check()
-        order = list(turn) if (len(clean) + len(noisy)) % 2 == 0 else list(turn)[::-1]
-        times = {task: _turn(task, turn[task]) for task in order}
-        noise = max(before, calibration.check())
-        (clean if noise <= LIMIT else noisy).append((noise, times))
-        what = "the machine is busy, once more" if noise > LIMIT else "measuring in turn"
-        tell(what, len(clean), rounds)
-    kept = sorted(clean + noisy, key=lambda r: r[0])[:rounds]  # the quietest of all
+    together = sum(usual[task] * turn[task] for task in turn)
+    rounds = max(3, min(rounds, math.floor(limit * len(turn) / together)))
+    kept, repeated = _rounds(turn, failed, calibration, rounds, tell)
     return failed | {
         task: Timing(
-            tuple(tuple(times[task]) for _, times in kept),
-            noise=kept[-1][0],
+            tuple(tuple(taken.times[task]) for taken in kept),
+            noise=max(calibration.opening, *(taken.noise for taken in kept)),
             first=first[task],
-            repeated=len(clean) + len(noisy) - rounds,
+            repeated=repeated,
+            limit=calibration.limit,
         )
         for task in turn
     }
+
+
+def _rounds(
+    turn: dict[Task, int],
+    failed: dict[Task, Timing | Exception],
+    calibration: Calibration,
+    rounds: int,
+    tell: Tell,
+) -> "tuple[list[_Round], int]":
+    """The rounds that count, and how many were too noisy; tasks that fail change their dict."""
+    quiet: list[_Round] = []
+    busy: list[_Round] = []
+    while turn and (done := len(quiet) + len(busy)) < 2 * rounds:
+        times: dict[Task, list[float]] = {}
+        calibration.begin()
+        for task in list(turn)[:: -1 if done % 2 else 1]:
+            try:
+                times[task] = _turn(task, turn[task])
+            except Exception as error:  # for want of memory that was there before, say
+                failed[task] = error
+                del turn[task]
+        taken = _Round(calibration.end(), times)
+        (quiet if taken.noise <= calibration.limit else busy).append(taken)
+        what = "the machine is busy, once more" if taken in busy else "measuring in turn"
+        tell(what, min(len(quiet), rounds), rounds)
+        if len(quiet) >= rounds and _steady(quiet, turn):
+            break
+    if len(quiet) >= rounds:
+        return quiet, len(busy)
+    return sorted(quiet + busy, key=lambda r: r.noise)[:rounds], len(busy)  # the quietest of all
+
+
+@dataclass(frozen=True, eq=False)
+class _Round:
+    """A turn of each task, and the noise beside it."""
+
+    noise: float
+    times: dict[Task, list[float]]
+
+
+def _steady(rounds: Sequence[_Round], tasks: Iterable[Task]) -> bool:
+    """Whether the medians of all tasks are known well enough."""
+    for task in tasks:
+        medians = [statistics.median(taken.times[task]) for taken in rounds]
+        low, high = median_interval(medians) or (min(medians), max(medians))
+        if high - low > 2 * STEADY * statistics.median(medians):
+            return False
+    return True
 
 
 def warm_up(task: Callable[[], None], limit: float = 4.0) -> tuple[float, float]:
@@ -214,6 +263,15 @@ def warm_up(task: Callable[[], None], limit: float = 4.0) -> tuple[float, float]
             break
         times.append(_timed(task))
     return first, statistics.median(times[-3:])
+
+
+def trial(task: Callable[[], None]) -> float:
+    """Seconds of the quickest of a few calls after the first: enough to tell ways apart."""
+    _timed(task)
+    times = [_timed(task), _timed(task)]
+    while sum(times) < TURN and len(times) < 10:
+        times.append(_timed(task))
+    return min(times)
 
 
 def _turn(task: Task, calls: int) -> list[float]:

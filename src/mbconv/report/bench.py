@@ -62,7 +62,7 @@ def noise_lines(records: Iterable[Record]) -> list[str]:
         share = f"{len(noisy)} of {len(checked)} figures"
         return [
             f"warning: the machine was too noisy for {share}, although rounds were run again: a "
-            f"calibration took up to {worst:.2f} times as long as it can. Close other programs "
+            f"calibration took up to {worst:.2f} times as long as usual. Close other programs "
             "and measure again; until then trust ratios more than milliseconds."
         ]
     again = sum(r.detail["repeated"] for r in checked)

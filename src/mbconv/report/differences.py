@@ -9,6 +9,7 @@ from statistics import NormalDist
 from typing import Any
 
 from mbconv.interval import Discordant, discordant, paired_difference, unpaired_difference
+from mbconv.record import Record
 from mbconv.report.folder import Json, RunFolder
 from mbconv.report.runs import is_pretrained
 
@@ -93,11 +94,20 @@ def _pair(i: int, j: int, first: RunFolder, second: RunFolder, z: float) -> Pair
     obstacle = _obstacle(first, second)
     if obstacle is not None or one is None or other is None:
         return Pair(i, j, obstacle=obstacle, starts_differ=differ)
+    difference, counts = score_difference(one, other, z)
+    return Pair(i, j, *difference, counts, starts_differ=differ)
+
+
+def score_difference(
+    one: Record, other: Record, z: float
+) -> tuple[tuple[float, float, float], Discordant | None]:
+    """The second score minus the first: value, low, high; picture by picture where they are the
+    same, and then what the two have in common."""
     counts = discordant(one.detail.get("answers"), other.detail.get("answers"))
     if counts is not None:
-        return Pair(i, j, *paired_difference(counts, z), counts, starts_differ=differ)
+        return paired_difference(counts, z), counts
     hits = [(round(record.value * (record.n or 1)), record.n or 1) for record in (one, other)]
-    return Pair(i, j, *unpaired_difference(hits[0], hits[1], z), starts_differ=differ)
+    return unpaired_difference(hits[0], hits[1], z), None
 
 
 def _obstacle(first: RunFolder, second: RunFolder) -> str | None:

@@ -1,0 +1,38 @@
+"""The noise check: what it takes for jitter, and what for another program."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from mbconv.measure.noise import LEAST, MOST, Calibration, busy_seconds, limit_of
+
+
+def test_the_limit_of_a_calibration_follows_its_spread() -> None:
+    assert limit_of([1.0] * 10) == LEAST
+    assert limit_of([1.0] * 8 + [1.15] * 2) == pytest.approx(1.3)
+    assert limit_of([1.0] * 6 + [3.0] * 4) == MOST
+
+
+@pytest.mark.skipif(busy_seconds() is None, reason="/proc/stat tells nothing here")
+def test_another_program_is_seen_whatever_the_calibration_says() -> None:
+    """Two busy loops a core: only what the system tells of others' time is asked."""
+    loops = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(2 * (os.cpu_count() or 1))
+    ]
+    try:
+        calibration = Calibration(checks=3)
+        calibration._before = 0.0  # as if that were quick
+        calibration.reference = 1e9
+        stop = time.perf_counter() + 0.6
+        while time.perf_counter() < stop:
+            torch.zeros(2**20).sin_()
+        assert calibration.end() > LEAST
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
