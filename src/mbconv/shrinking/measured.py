@@ -15,7 +15,7 @@ from mbconv.data.decode import Unreadable
 from mbconv.data.source import Sample
 from mbconv.data.transform import normalise
 from mbconv.errors import UserError
-from mbconv.measure.noise import LIMIT, Calibration
+from mbconv.measure.noise import Calibration
 from mbconv.nn.model import MBConvNet
 from mbconv.runtime.predictor import Predictor
 from mbconv.shrinking import trial
@@ -165,9 +165,10 @@ class Shrinking:
     def _quiet(self) -> bool:
         """Whether nothing else runs on the machine that was just timed on; noted for the plan."""
         assert self.calibration is not None
-        noise = self.calibration.check()
+        noise, limit = self.calibration.end(), self.calibration.limit
+        self.calibration.begin()
         self.noise = max(self.noise, noise)
-        return noise <= LIMIT
+        return noise <= limit
 
     def _note(self, chosen: Sequence[Option], number: int, effect: Effect, left: float) -> None:
         for option in chosen:
