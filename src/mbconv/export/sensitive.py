@@ -91,7 +91,8 @@ def _input_ranges(
 def _rounded(layer: nn.Module, limits: tuple[float, float]) -> Iterator[None]:
     """The layer as INT8 would compute it; inside the block."""
     holder = layer.conv if isinstance(layer, FoldedConv) else layer
-    weight: nn.Parameter = holder.weight
+    weight = holder.weight
+    assert isinstance(weight, nn.Parameter)
     scales = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
     zeros = torch.zeros_like(scales, dtype=torch.int32)
     low, high = min(limits[0], 0.0), max(limits[1], 0.0)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +43,17 @@ class Way:
     def to_dict(self) -> dict[str, Any]:
         return {"dtype": self.dtype, "layout": self.layout, "compiled": self.compiled,
                 "device": self.device}  # fmt: skip
+
+
+class Timed(Protocol):
+    """What can be timed, and what it is called while that lasts."""
+
+    @property
+    def name(self) -> str: ...
+    def __call__(self) -> None: ...
+
+
+T = TypeVar("T", bound=Timed)
 
 
 class Task:
@@ -76,6 +87,10 @@ class Task:
         self.network = torch.compile(network) if way.compiled else network
         if mode == "training":
             self.optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+
+    @property
+    def name(self) -> str:
+        return self.subject.name
 
     def __call__(self) -> None:
         if self.mode == "training":
@@ -153,24 +168,24 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def measure(
-    tasks: Iterable[Task],
+    tasks: Iterable[T],
     calibration: Calibration,
     *,
     rounds: int = 7,
     calls: int = 1,
     limit: float = 20.0,
     tell: Tell = lambda what, done, total: None,
-) -> dict[Task, Timing | Exception]:
+) -> dict[T, Timing | Exception]:
     """Time each task in `rounds` turns of at least `calls` calls and about 0.3 s.
 
     `limit`: seconds that a task should not exceed; slow ones bring the rounds down, to three at
     least. What a task raises is its result; the others go on.
     """
-    first: dict[Task, float] = {}
-    failed: dict[Task, Timing | Exception] = {}
-    turn: dict[Task, int] = {}
+    first: dict[T, float] = {}
+    failed: dict[T, Timing | Exception] = {}
+    turn: dict[T, int] = {}
     for task in tasks:
-        tell(f"warming up {task.subject.name}", 0, rounds)
+        tell(f"warming up {task.name}", 0, rounds)
         try:
             first[task], usual = warm_up(task)
         except Exception as error:  # a foreign network may raise anything
@@ -180,8 +195,8 @@ def measure(
         rounds = max(3, min(rounds, math.floor(limit / (usual * turn[task]))))
     if not turn:
         return failed
-    clean: list[tuple[float, dict[Task, list[float]]]] = []
-    noisy: list[tuple[float, dict[Task, list[float]]]] = []
+    clean: list[tuple[float, dict[T, list[float]]]] = []
+    noisy: list[tuple[float, dict[T, list[float]]]] = []
     while len(clean) < rounds and len(clean) + len(noisy) < 2 * rounds:
         before = calibration.check()
         order = list(turn) if (len(clean) + len(noisy)) % 2 == 0 else list(turn)[::-1]
@@ -216,7 +231,7 @@ def warm_up(task: Callable[[], None], limit: float = 4.0) -> tuple[float, float]
     return first, statistics.median(times[-3:])
 
 
-def _turn(task: Task, calls: int) -> list[float]:
+def _turn(task: Timed, calls: int) -> list[float]:
     """Times of `calls` calls; where they are short, after one that refills the caches."""
     if calls > 1:
         task()
