@@ -101,7 +101,7 @@ def in_timm(model: mbconv.MBConvNet) -> torch.nn.Module:
 def eager_peers(theirs: torch.nn.Module, x: torch.Tensor, compiled: bool) -> Iterator[Peer]:
     """timm's network as it is, in each layout and number format."""
     for layout in (torch.contiguous_format, torch.channels_last):
-        network = copy.deepcopy(theirs).to(memory_format=layout)  # type: ignore[call-overload]
+        network = copy.deepcopy(theirs).to(memory_format=layout)
         inputs = x.contiguous(memory_format=layout)
         for kind, module in {"eager": network, "compiled": torch.compile(network)}.items():
             if kind == "compiled" and not compiled:
