@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from mbconv.cli import main
 from mbconv.errors import UserError
 from mbconv.export import build, fastest
 from mbconv.export.build import Build, Job
-from mbconv.export.fastest import BATCH, Candidate, Timings, export_fastest
+from mbconv.export.fastest import BATCH, Call, Candidate, Timings, export_fastest
 from mbconv.export.run import export_model
-from mbconv.measure.speed import Timing
+from mbconv.measure.speed import Timing, warm_up
 from mbconv.nn import model as networks
 from mbconv.nn.model import MBConvNet
 from mbconv.report.export import fastest_lines
@@ -72,6 +73,15 @@ def as_if(speeds: dict[str, float]) -> object:
     return time_all
 
 
+def briefly(tasks: Iterable[Call], *_: object, **__: object) -> dict[Call, Timing]:
+    """Real times of real calls, without rounds in turn."""
+    found = {}
+    for task in tasks:
+        first, usual = warm_up(task, limit=0.1)
+        found[task] = Timing(rounds=((usual,),) * 6, noise=1.0, first=first)
+    return found
+
+
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 def test_pieces_are_put_together_in_order(
     model: MBConvNet, tmp_path: Path, runtime: Runtime
@@ -92,8 +102,9 @@ def test_pieces_are_put_together_in_order(
 def test_the_fastest_is_kept(
     model: MBConvNet, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fastest, "_FORMS", FLOATS)
-    monkeypatch.setattr(fastest, "ROUNDS", 3)
+    monkeypatch.setattr(fastest, "_FORMS", FLOATS[1:])
+    monkeypatch.setattr(fastest, "PIECES", (2,))
+    monkeypatch.setattr(fastest, "measure", briefly)
     done = export_fastest(model, tmp_path / "f", data=data, goal="throughput", max_drop=5)
     speeds = {
         r.detail["candidate"]: r.value
@@ -101,7 +112,7 @@ def test_the_fastest_is_kept(
         if r.name == "throughput" and "artifact" not in r.detail
     }
     (chosen,) = (r for r in done.records if r.name == "throughput" and r.detail["chosen"])
-    assert len(speeds) == 3
+    assert len(speeds) == 2
     assert chosen.value == max(speeds.values()) > 0
     assert chosen.detail["drop"] == 0
     artifact = Predictor(done.exported.paths["tensor"]).artifact
@@ -111,6 +122,19 @@ def test_the_fastest_is_kept(
     starred = [line for line in fastest_lines(done.records) if line.startswith("*")]
     assert len(starred) == 1
     assert chosen.detail["candidate"] in starred[0]
+
+
+@pytest.mark.slow
+def test_every_runtime_and_number_format_is_measured(
+    model: MBConvNet, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nncf")
+    monkeypatch.setattr(fastest, "time_all", as_if({"ONNX Runtime, int8": 0.001}))
+    done = export_fastest(model, tmp_path / "f", data=data, max_drop=50)
+    assert done.exported.form == Form(runtime="onnx", precision="int8")
+    failures = [r.detail["error"] for r in done.records if r.name == "build"]
+    assert all("bfloat16 instructions" in error for error in failures)
+    assert len({r.detail["candidate"] for r in done.records}) == 9
 
 
 def test_what_loses_too_much_is_passed_over(
@@ -154,7 +178,7 @@ def test_the_command_says_what_is_missing(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr(fastest, "_FORMS", FLOATS)
-    monkeypatch.setattr(fastest, "ROUNDS", 3)
+    monkeypatch.setattr(fastest, "time_all", as_if({}))
     file = tmp_path / "m.safetensors"
     save(model, file)
     done = CliRunner().invoke(main, ["export", str(file), "--fastest", "--data", str(data)])

@@ -148,7 +148,7 @@ def _opened(job: Job, made: Build, folder: Path) -> dict[int | None, Backend]:
     pieces = PIECES if made.form.runtime != "torch" and (os.cpu_count() or 1) > 1 else ()
     for piece in (None, *pieces):
         file = run.path_of(None, folder / f"{made.name}-{piece or 'all'}", made.form)
-        unguarded = replace(made, form=replace(made.form, piece=piece))
+        unguarded = Build(replace(made.form, piece=piece), made.graph, made.in_float)
         build.write(replace(job, guard=None), unguarded, file)
         backends[piece] = open_artifact(file, trust=True)[1]
     return backends
