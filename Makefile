@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 KERAS := .venv-keras
 
-.PHONY: demo test test-all test-keras check bench bench-kernels bench-data clean
+.PHONY: demo test test-all test-keras check bench bench-kernels bench-data bench-inference clean
 
 KERNELS := $(wildcard src/mbconv/kernels/native/*.cpp src/mbconv/kernels/native/*.h)
 
@@ -46,6 +46,10 @@ bench-kernels: $(READY)  ## Training steps against timm and ResNet-50, memory ke
 
 bench-data: $(READY)  ## Pictures a second from JPEGs against torchvision and timm; two minutes
 	$(BIN)/python benchmarks/data.py $(MBCONV_DATA)/clothing
+
+bench-inference: $(READY)  ## Every runtime, ours and timm's networks in turn; about half an hour
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/inference.py --operators
 
 clean:
 	rm -rf $(VENV) $(KERAS) build dist *.egg-info src/mbconv/kernels/native/*.so
