@@ -54,6 +54,10 @@ def quantize(
     nncf = installed("nncf", "export", "INT8")
     nncf.set_log_level(logging.ERROR)
     items = [{"tensor": batch} for batch in batches] if runtime == "onnx" else list(batches)
+    # ONNX Runtime's integer convolution takes one zero point for its input, where NNCF would give
+    # depthwise ones a scale for each channel.
+    parameters = nncf.quantization.advanced_parameters.QuantizationParameters
+    activations = parameters(per_channel=False) if runtime == "onnx" else None
     whole_range = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
     with contextlib.redirect_stdout(io.StringIO()):  # its own bars would break ours
         return nncf.quantize(
@@ -65,7 +69,8 @@ def quantize(
             fast_bias_correction=True,
             ignored_scope=nncf.IgnoredScope(patterns=[_nodes(layer) for layer in in_float]),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                activations_range_estimator_params=whole_range
+                activations_quantization_params=activations,
+                activations_range_estimator_params=whole_range,
             ),
         )
 
