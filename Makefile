@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 KERAS := .venv-keras
 
-.PHONY: demo test test-all test-keras check bench bench-kernels bench-data bench-serve clean
+.PHONY: demo test test-all test-keras check bench bench-kernels bench-data bench-serve bench-inference
+.PHONY: clean
 
 KERNELS := $(wildcard src/mbconv/kernels/native/*.cpp src/mbconv/kernels/native/*.h)
 
@@ -49,6 +50,10 @@ bench-data: $(READY)  ## Pictures a second from JPEGs against torchvision and ti
 
 bench-serve: $(READY)  ## The server under 32 clients, a tenth of them hostile; three minutes
 	$(BIN)/python benchmarks/serve.py efficientnet_lite0 $(MBCONV_DATA)/clothing/test
+
+bench-inference: $(READY)  ## Every runtime, ours and timm's networks in turn; about half an hour
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/inference.py --operators
 
 clean:
 	rm -rf $(VENV) $(KERAS) build dist *.egg-info src/mbconv/kernels/native/*.so

@@ -250,17 +250,17 @@ def test_the_command_measures_and_the_guard_refuses(
     assert "of 24 pictures" in scored.output
 
     # An artifact that always answers what the network does not.
-    import mbconv.export.run as run
+    from mbconv.export import build
 
-    spoilt = run._graph
+    spoilt = build.make
 
-    def worse(source: MBConvNet, *rest: object) -> object:
+    def worse(job: build.Job, form: Form) -> build.Build:
         with torch.no_grad():
-            source.head.classifier.weight.neg_()
-            source.head.classifier.bias.neg_()
-        return spoilt(source, *rest)  # type: ignore[arg-type]
+            job.source.head.classifier.weight.neg_()
+            job.source.head.classifier.bias.neg_()
+        return spoilt(job, form)
 
-    monkeypatch.setattr(run, "_graph", worse)
+    monkeypatch.setattr(build, "make", worse)
     refused = CliRunner().invoke(main, [*wishes, "--out", str(tmp_path / "worse")])
     assert refused.exit_code == 2
     assert "a drop of 100.0 points" in refused.output

@@ -1,11 +1,16 @@
 """`mbconv export`: a network for other runtimes."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from mbconv.cli.base import data_root, find_data, main, offline
+
+if TYPE_CHECKING:
+    from mbconv.export.fastest import Goal
+    from mbconv.export.run import Exported
+    from mbconv.runtime.artifact import Precision
 
 
 class Batch(click.ParamType[int]):
@@ -26,7 +31,11 @@ class Batch(click.ParamType[int]):
 @main.command()
 @click.argument("model")
 @click.option("--format", "runtime", type=click.Choice(["torch", "onnx", "openvino"]),
-              default="onnx", show_default=True)  # fmt: skip
+              help="[default: onnx]")  # fmt: skip
+@click.option("--fastest", is_flag=True, help="Build and time all formats; keep the fastest.")
+@click.option("--for", "goal", type=click.Choice(["latency", "throughput"]),
+              help="What --fastest means: one picture soonest, or most a second. "
+              "[default: latency]")  # fmt: skip
 @click.option("--int8", is_flag=True, help="Quantise; calibrated on DATA's train split.")
 @click.option("--bf16", is_flag=True, help="Compute in bfloat16; torch and openvino.")
 @click.option("--data", metavar="DATA", help="Measure the artifact on these pictures.")
@@ -41,7 +50,9 @@ class Batch(click.ParamType[int]):
 @offline
 def export(
     model: str,
-    runtime: Literal["torch", "onnx", "openvino"],
+    runtime: Literal["torch", "onnx", "openvino"] | None,
+    fastest: bool,
+    goal: Literal["latency", "throughput"] | None,
     int8: bool,
     bf16: bool,
     data: str | None,
@@ -58,23 +69,40 @@ def export(
     """
     if int8 and bf16:
         raise click.UsageError("Give --int8 or --bf16, not both.")
+    if goal and not fastest:
+        raise click.UsageError("--for belongs to --fastest.")
+    if fastest and (runtime or int8 or bf16 or batch):
+        raise click.UsageError("--fastest chooses --format, --int8, --bf16 and --batch itself.")
+    if fastest and data is None:
+        raise click.UsageError("--fastest needs --data: pictures to hold accuracy against.")
     from mbconv.export.run import export_model
     from mbconv.report.export import export_lines
     from mbconv.runtime.artifact import Form
 
-    done = export_model(
-        model,
-        out,
-        form=Form(
-            runtime=runtime,
-            precision="int8" if int8 else "bfloat16" if bf16 else "float32",
-            batch=batch or None,
-        ),
-        data=None if data is None else find_data(data, data_root),
-        max_drop=max_drop,
-        resolution=resolution,
-        pictures=pictures,
-    )
-    click.echo("\n".join(export_lines(done.paths, done.comparisons)))
+    shared: dict[str, Any] = {
+        "data": None if data is None else find_data(data, data_root),
+        "max_drop": max_drop,
+        "resolution": resolution,
+        "pictures": pictures,
+    }
+    if fastest:
+        done = _fastest(model, out, goal or "latency", shared)
+    else:
+        precision: Precision = "int8" if int8 else "bfloat16" if bf16 else "float32"
+        form = Form(runtime=runtime or "onnx", precision=precision, batch=batch or None)
+        done = export_model(model, out, form=form, **shared)
+    click.echo("\n".join(export_lines(done.paths, done.comparisons, done.in_float)))
     for text in done.warnings:
         click.echo(f"warning: {text}", err=True)
+
+
+def _fastest(model: str, out: Path | None, goal: "Goal", shared: dict[str, Any]) -> "Exported":
+    """Export the fastest build and print the table of all."""
+    from mbconv.export.fastest import export_fastest
+    from mbconv.report.export import fastest_lines
+    from mbconv.training.console import Reporter
+
+    with Reporter().bar(1, "fastest") as bar:
+        best = export_fastest(model, out, goal=goal, tell=bar.notify, **shared)
+    click.echo("\n".join(fastest_lines(best.records)))
+    return best.exported

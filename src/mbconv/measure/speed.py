@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -48,6 +48,17 @@ class Way:
                 "device": self.device}  # fmt: skip
 
 
+class Timed(Protocol):
+    """What can be timed, and what it is called while that lasts."""
+
+    @property
+    def name(self) -> str: ...
+    def __call__(self) -> None: ...
+
+
+T = TypeVar("T", bound=Timed)
+
+
 class Task:
     """A network, run in one way; calling it is one pass or one training step.
 
@@ -79,6 +90,10 @@ class Task:
         self.network = torch.compile(network) if way.compiled else network
         if mode == "training":
             self.optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+
+    @property
+    def name(self) -> str:
+        return self.subject.name
 
     def __call__(self) -> None:
         if self.mode == "training":
@@ -160,13 +175,13 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def measure(
-    tasks: Mapping[Task, int],
+    tasks: Mapping[T, int],
     calibration: Calibration,
     *,
     rounds: int = 7,
     limit: float = 20.0,
     tell: Tell = lambda what, done, total: None,
-) -> dict[Task, Timing | Exception]:
+) -> dict[T, Timing | Exception]:
     """Time each task in `rounds` turns of at least its number of calls and about `TURN`.
 
     `limit`: seconds that those turns should take a task on average; slow ones bring the rounds
@@ -174,12 +189,12 @@ def measure(
     interval reaches further than `STEADY` to either side on average. What a task raises is its
     result; the others go on.
     """
-    first: dict[Task, float] = {}
-    failed: dict[Task, Timing | Exception] = {}
-    turn: dict[Task, int] = {}
-    usual: dict[Task, float] = {}
+    first: dict[T, float] = {}
+    failed: dict[T, Timing | Exception] = {}
+    turn: dict[T, int] = {}
+    usual: dict[T, float] = {}
     for task, calls in tasks.items():
-        tell(f"warming up {task.subject.name}", 0, rounds)
+        tell(f"warming up {task.name}", 0, rounds)
         try:
             first[task], usual[task] = warm_up(task)
         except Exception as error:  # a foreign network may raise anything
@@ -204,17 +219,17 @@ def measure(
 
 
 def _rounds(
-    turn: dict[Task, int],
-    failed: dict[Task, Timing | Exception],
+    turn: dict[T, int],
+    failed: dict[T, Timing | Exception],
     calibration: Calibration,
     rounds: int,
     tell: Tell,
-) -> "tuple[list[_Round], int]":
+) -> "tuple[list[_Round[T]], int]":
     """The rounds that count, and how many were too noisy; tasks that fail change their dict."""
-    quiet: list[_Round] = []
-    busy: list[_Round] = []
+    quiet: list[_Round[T]] = []
+    busy: list[_Round[T]] = []
     while turn and (done := len(quiet) + len(busy)) < 2 * rounds:
-        times: dict[Task, list[float]] = {}
+        times: dict[T, list[float]] = {}
         calibration.begin()
         for task in list(turn)[:: -1 if done % 2 else 1]:
             try:
@@ -234,14 +249,14 @@ def _rounds(
 
 
 @dataclass(frozen=True, eq=False)
-class _Round:
+class _Round(Generic[T]):
     """A turn of each task, and the noise beside it."""
 
     noise: float
-    times: dict[Task, list[float]]
+    times: dict[T, list[float]]
 
 
-def _steady(rounds: Sequence[_Round], tasks: Iterable[Task]) -> bool:
+def _steady(rounds: Sequence[_Round[T]], tasks: Iterable[T]) -> bool:
     """Whether the medians of all tasks are known well enough."""
     for task in tasks:
         medians = [statistics.median(taken.times[task]) for taken in rounds]
@@ -274,7 +289,7 @@ def trial(task: Callable[[], None]) -> float:
     return min(times)
 
 
-def _turn(task: Task, calls: int) -> list[float]:
+def _turn(task: Timed, calls: int) -> list[float]:
     """Times of `calls` calls; where they are short, after one that refills the caches."""
     if calls > 1:
         task()

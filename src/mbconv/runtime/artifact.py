@@ -31,12 +31,17 @@ _SEALED = re.compile(SEAL.encode() + rb"[^0-9]{1,20}?([0-9a-f]{64})")
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How an artifact computes. `batch` is the number of pictures a call, None for any."""
+    """How an artifact computes. `batch` is the number of pictures a call, None for any.
+
+    `piece`, for many pictures a second: each core computes so many of a call's pictures at a time,
+    by itself. None: all cores share the work on all pictures, which answers a single one soonest.
+    """
 
     runtime: Runtime
     precision: Precision = "float32"
     entry: Entry = "tensor"
     batch: int | None = None
+    piece: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ class Artifact:
                     f"reads up to format {FORMAT}. Upgrade mbconv."
                 )
             return cls(
-                form=Form(**{name: data[name] for name in Form.__dataclass_fields__}),
+                form=Form(**{n: data[n] for n in Form.__dataclass_fields__ if n in data}),
                 spec=Spec.from_dict(data["spec"]),
                 labels=None if data["labels"] is None else tuple(data["labels"]),
                 preprocessing=Preprocessing.from_dict(data["preprocessing"]),

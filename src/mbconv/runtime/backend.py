@@ -94,12 +94,16 @@ def in_batches(run: Callable[[Tensor], Tensor], x: Tensor, batch: int | None) ->
     """`run(x)`; for an artifact of a fixed `batch` in parts of it, the last one filled up."""
     if batch is None:
         return run(x)
-    rows = []
-    for part in torch.split(x, batch):
-        missing = batch - len(part)
-        full = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
-        rows.append(run(full)[: len(part)])
-    return torch.cat(rows)
+    return torch.cat([run(part) for part in full_parts(x, batch)])[: len(x)]
+
+
+def full_parts(x: Tensor, size: int) -> list[Tensor]:
+    """`x` [N, ...] in parts of exactly `size`; the last one is filled up with its last row."""
+    *parts, last = torch.split(x, size)
+    missing = size - len(last)
+    if missing:
+        last = torch.cat([last, last[-1:].expand(missing, *last.shape[1:])])
+    return [*parts, last]
 
 
 @contextmanager

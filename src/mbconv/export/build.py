@@ -1,0 +1,194 @@
+"""A network built for a runtime: its graph, its file, and what the guard says of it."""
+
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mbconv.errors import UserError
+from mbconv.export import network, onnx_graph, openvino_graph, quantize
+from mbconv.export.guard import Guard
+from mbconv.export.preprocessing_graph import preprocessing_graph
+from mbconv.export.sensitive import LARGEST_SHARE, fewest, most_sensitive
+from mbconv.kernels.native import processor_features
+from mbconv.measure.paired import Paired
+from mbconv.nn.model import MBConvNet
+from mbconv.preprocessing import Preprocessing
+from mbconv.runtime.artifact import SUFFIXES, Artifact, Entry, Form
+from mbconv.runtime.predictor import Predictor
+
+NAMES = {"torch": "torch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+_VNNI = ("avx512_vnni", "avx_vnni", "asimddp")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be shipped; without a guard nothing is measured."""
+
+    source: MBConvNet
+    preprocessing: Preprocessing
+    provenance: dict[str, Any]
+    guard: Guard | None = None
+
+    def reader(self) -> Predictor:
+        """The network itself, as the reference and to prepare pictures."""
+        return Predictor(self.source, preprocessing=self.preprocessing)
+
+
+@dataclass(frozen=True)
+class Build:
+    """What the format's own module writes: a program, an ONNX or an OpenVINO model.
+
+    `in_float` names the layers that INT8 would have harmed too much. `comparison` is what the
+    guard found, where it was asked before.
+    """
+
+    form: Form
+    graph: Any
+    in_float: tuple[str, ...] = ()
+    comparison: Paired | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{NAMES[self.form.runtime]}, {self.form.precision}"
+
+
+def check(form: Form) -> None:
+    """Raise UserError for forms that no runtime here computes."""
+    if form.batch is not None and form.batch < 1:
+        raise UserError(f"The batch is {form.batch}; give 1 or more, or dynamic.")
+    if form.precision == "int8" and form.runtime == "torch":
+        raise UserError("INT8 is for onnx and openvino; choose one of these formats.")
+    if form.precision == "bfloat16" and form.runtime == "onnx":
+        raise UserError("ONNX Runtime computes no bfloat16 on CPUs; choose torch or openvino.")
+    features = processor_features()
+    halves = form.precision == "bfloat16" and form.runtime == "openvino"
+    if halves and features and not features & set(_needs(form)):
+        raise UserError("This processor has no bfloat16 instructions; export in float32.")
+
+
+def make(job: Job, form: Form) -> Build:
+    """Build `form`; INT8 with as few layers in floating point as the guard's bound asks for.
+
+    Raises UserError for INT8 that does not keep the bound, and where a library is missing.
+    """
+    if form.runtime == "torch":
+        side = job.preprocessing.resolution
+        return Build(
+            form, network.trace(job.source, side, batch=form.batch, precision=form.precision)
+        )
+    program = network.trace(job.source, job.preprocessing.resolution, batch=form.batch)
+    graph = onnx_graph.convert(program)
+    if form.runtime == "openvino":
+        graph = openvino_graph.convert(graph)
+    return Build(form, graph) if form.precision != "int8" else _quantised(job, form, graph)
+
+
+def write(job: Job, build: Build, path: Path) -> Paired | None:
+    """Write the build to `path` and hold it against the network, where there is a guard.
+
+    Raises UserError for what the guard refuses.
+    """
+    found = _measured(job, build, path)
+    if found is None:
+        return None
+    assert job.guard is not None
+    if not job.guard.accepts(found):
+        raise UserError(_refusal(job.guard, build, found))
+    _write(job, build, path, _accuracy(found, job.guard))
+    return found
+
+
+def _quantised(job: Job, form: Form, graph: Any) -> Build:
+    guard = job.guard
+    assert guard is not None, "INT8 is calibrated on the guard's pictures"
+    batches = quantize.calibration_batches(job.reader(), guard.calibration, form.batch)
+    tried: dict[int, Build] = {}
+    ranked: list[str] = []
+
+    def attempt(count: int) -> bool:
+        chosen = tuple(ranked[:count])
+        build = Build(form, quantize.quantize(graph, form.runtime, batches, chosen), chosen)
+        with tempfile.TemporaryDirectory() as folder:
+            suffix = next(s for s, runtime in SUFFIXES.items() if runtime == form.runtime)
+            found = _measured(job, build, Path(folder) / f"network{suffix}")
+        assert found is not None
+        tried[count] = replace(build, comparison=found)
+        return guard.accepts(found)
+
+    if attempt(0):
+        return tried[0]
+    ranked += most_sensitive(job.source, batches)
+    most = int(LARGEST_SHARE * len(ranked))
+    count = fewest(most, attempt)
+    if count is not None:
+        return tried[count]
+    last = tried[most].comparison
+    assert tried[0].comparison is not None
+    assert last is not None
+    raise UserError(
+        f"{_refusal(guard, tried[0], tried[0].comparison)} With {most} of {len(ranked)} layers in "
+        f"floating point it still loses {100 * last.drop:.1f} points."
+    )
+
+
+def _measured(job: Job, build: Build, path: Path) -> Paired | None:
+    """Write the build and run it over the guard's pictures, unless that was done before."""
+    _write(job, build, path, None)
+    if job.guard is None or (build.comparison and build.form.entry == "tensor"):
+        return build.comparison
+    return job.guard.compare(Predictor(path, trust=True))
+
+
+def _write(job: Job, build: Build, path: Path, accuracy: dict[str, Any] | None) -> None:
+    form, graph, preprocessing = build.form, build.graph, job.preprocessing
+    exported = {**job.provenance["exported"], "in_float": list(build.in_float)}
+    text = Artifact(
+        form=form, spec=job.source.spec, labels=job.source.labels, preprocessing=preprocessing,
+        provenance={**job.provenance, "exported": exported}, accuracy=accuracy, needs=_needs(form),
+    ).to_json()  # fmt: skip
+    if form.runtime == "torch":
+        network.write(graph, path, text)
+    elif form.runtime == "onnx":
+        if form.entry == "pictures":
+            graph = onnx_graph.with_pictures(graph, preprocessing, form.batch)
+        onnx_graph.write(graph, path, text)
+    else:
+        if form.entry == "pictures":
+            first = preprocessing_graph(preprocessing, form.batch, ir=10, opset=20)
+            graph = openvino_graph.with_pictures(graph, openvino_graph.convert(first))
+        openvino_graph.write(graph, path, text)
+
+
+def of_entry(build: Build, entry: Entry) -> Build:
+    """The same for another entry. Pictures may differ in size, so each call takes them whole."""
+    if entry == "tensor":
+        return build
+    return replace(build, form=replace(build.form, entry=entry, piece=None))
+
+
+def _refusal(guard: Guard, build: Build, comparison: Paired) -> str:
+    low, high = comparison.interval
+    return (
+        f"Nothing was written: in {build.name}, it names {comparison.second:.1%} of "
+        f"{comparison.n:,} pictures correctly and the network {comparison.first:.1%}, a drop of "
+        f"{100 * comparison.drop:.1f} points (95% interval {100 * low:.1f} to {100 * high:.1f}) "
+        f"where {100 * guard.max_drop:g} are allowed."
+    )
+
+
+def _accuracy(comparison: Paired, guard: Guard) -> dict[str, Any]:
+    low, high = comparison.interval
+    return {
+        **asdict(comparison), "drop": comparison.drop, "low": low, "high": high,
+        "data": guard.task.source, "split": guard.task.split,
+    }  # fmt: skip
+
+
+def _needs(form: Form) -> tuple[str, ...]:
+    """Features of this processor that speed and measured answers depend on."""
+    if form.precision == "bfloat16" and form.runtime == "openvino":
+        return ("avx512_bf16", "amx_bf16", "bf16")
+    # Without these, some processors add INT8 products in 16 bits, which can overflow.
+    has_vnni = bool(set(_VNNI) & processor_features())
+    return _VNNI if form.precision == "int8" and has_vnni else ()

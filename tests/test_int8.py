@@ -1,0 +1,147 @@
+"""INT8: close to the network it was made from, and mended where it is not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from images import photo
+from mbconv.errors import UserError
+from mbconv.export.run import export_model
+from mbconv.export.sensitive import fewest, most_sensitive
+from mbconv.nn.model import MBConvNet, build
+from mbconv.runtime.artifact import Form, Runtime
+from mbconv.runtime.predictor import Predictor
+from small import SMALL
+
+pytest.importorskip("nncf")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+PICTURES = [photo(i) for i in range(36)]
+
+
+def normalised(model: MBConvNet) -> torch.Tensor:
+    from mbconv.data.transform import normalise
+
+    reader = Predictor(model)
+    pixels = np.stack([reader.prepare(p) for p in PICTURES])
+    return normalise(torch.from_numpy(pixels), reader.preprocessing).contiguous()
+
+
+@pytest.fixture
+def model() -> MBConvNet:
+    """Random weights, with batch norms that know the pictures, as those of a trained network do."""
+    torch.manual_seed(0)
+    network = build(SMALL).train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network(normalised(network))
+        network.head.classifier.weight.mul_(8)  # answers that differ between the pictures
+    network.labels = tuple("abcd")
+    return network.eval()
+
+
+def uneven(model: MBConvNet) -> None:
+    """One channel between two linear layers a thousand times as large; the same function."""
+    with torch.no_grad():
+        norm = model.get_submodule("stages.1.0.project.norm")
+        reader = model.get_submodule("stages.2.0.expand.conv")
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(reader, nn.Conv2d)
+        norm.weight[0] *= 1000
+        norm.bias[0] *= 1000
+        reader.weight[:, 0] /= 1000
+
+
+def write_own_answers(model: MBConvNet, root: Path) -> Path:
+    """The pictures, in the folders of the model's own answers, so that it is always right."""
+    for number, answer in enumerate(Predictor(model).predict(PICTURES)):
+        for split in ("train", "test"):
+            folder = root / split / answer.labels[0]
+            folder.mkdir(parents=True, exist_ok=True)
+            PICTURES[number].save(folder / f"{number}.png")
+    return root
+
+
+def logits(predictor: Predictor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.stack([o.logits for o in predictor.logits(PICTURES) if o.logits is not None])
+
+
+@pytest.mark.parametrize("runtime", [pytest.param("onnx", marks=pytest.mark.slow), "openvino"])
+def test_int8_answers_nearly_as_the_network(
+    model: MBConvNet, tmp_path: Path, runtime: Runtime
+) -> None:
+    data = write_own_answers(model, tmp_path / "data")
+    form = Form(runtime=runtime, precision="int8")
+    done = export_model(model, tmp_path / "q", form=form, data=data, max_drop=100, pictures=False)
+    exact, got = logits(Predictor(model)), logits(Predictor(done.paths["tensor"]))
+    error = ((got - exact) ** 2).mean() ** 0.5 / exact.std(0).mean()
+    assert 0.001 < error < 0.15  # NNCF's usual ranges: 0.5
+    assert done.in_float == ()
+
+
+def test_the_layer_that_int8_cannot_round_is_found(model: MBConvNet) -> None:
+    x = normalised(model)
+    before = model(x)
+    plain = most_sensitive(model, [x.numpy()])
+    uneven(model)
+    torch.testing.assert_close(model(x), before, rtol=1e-3, atol=1e-3)
+    named = most_sensitive(model, [x.numpy()])
+    assert named[0] == "stages.2.0.expand"
+    assert plain[0] != named[0]
+    assert sorted(plain) == sorted(named)
+    assert {"stem", "stages.1.0.gate.reduce", "head.classifier"} <= set(named)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_sensitive_layers_go_back_to_floating_point(
+    model: MBConvNet, tmp_path: Path, runtime: Runtime
+) -> None:
+    data = write_own_answers(model, tmp_path / "data")
+    uneven(model)
+    form = Form(runtime=runtime, precision="int8")
+    done = export_model(model, tmp_path / "q", form=form, data=data, max_drop=9, pictures=False)
+    assert done.in_float[0] == "stages.2.0.expand"
+    assert len(done.in_float) <= 2
+    assert done.comparisons["tensor"].drop <= 0.09
+    artifact = Predictor(done.paths["tensor"]).artifact
+    assert artifact is not None
+    assert artifact.provenance["exported"]["in_float"] == list(done.in_float)
+    if runtime == "onnx":  # whose integer convolutions take one zero point for their input
+        import onnx
+
+        graph = onnx.load(done.paths["tensor"]).graph
+        sizes = {i.name: int(np.prod(i.dims)) for i in graph.initializer}
+        rounded = [n for n in graph.node if n.op_type == "QuantizeLinear"]
+        assert len(rounded) > 5
+        assert {sizes[n.input[1]] for n in rounded} == {1}
+
+
+@pytest.mark.slow
+def test_a_network_beyond_mending_is_refused(
+    model: MBConvNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_own_answers(model, tmp_path / "data")
+    uneven(model)
+    monkeypatch.setattr("mbconv.export.build.most_sensitive", lambda *_: ["stem", "head.conv"])
+    form = Form(runtime="openvino", precision="int8")
+    with pytest.raises(UserError, match=r"With 1 of 2 layers in floating point"):
+        export_model(model, tmp_path / "q", form=form, data=data, max_drop=1, pictures=False)
+    assert not list(tmp_path.glob("q*"))
+
+
+@pytest.mark.parametrize("needed", [1, 2, 3, 5, 7, 8, 11])
+def test_the_fewest_that_are_enough(needed: int) -> None:
+    asked: list[int] = []
+
+    def enough(count: int) -> bool:
+        asked.append(count)
+        return count >= needed
+
+    assert fewest(10, enough) == (needed if needed <= 10 else None)
+    assert len(asked) <= 7
+    assert len(set(asked)) == len(asked)
