@@ -32,15 +32,16 @@ model, data, out, fatal = sys.argv[1:5]
 saves, save = 0, torch.save
 
 
-def cut_off(state, path):
+def cut_off(state, opened):
     global saves
     saves += 1
     if saves == int(fatal):
         whole = io.BytesIO()
         save(state, whole)
-        Path(path).write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+        opened.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+        opened.flush()
         os.kill(os.getpid(), signal.SIGKILL)
-    save(state, path)
+    save(state, opened)
 
 
 torch.save = cut_off
