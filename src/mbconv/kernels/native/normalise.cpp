@@ -17,15 +17,14 @@ namespace {
 
 constexpr int64_t ROWS = 8;
 
-template <class Act, bool FACTOR, bool ADDEND, class T>
+template <class Act, bool ADDEND, class T>
 void normalise_rows(const T* x, int64_t rows, int64_t c, const Norm& norm, const float* factor,
                     const T* addend, T* y) {
     for_vectors(c, c, [&](int64_t i, auto lanes) {
         const NormVec n(norm, i, lanes);
-        const vec f = FACTOR ? load(factor + i, lanes) : vec{};
+        const vec f = factor ? load(factor + i, lanes) : splat(1.0f);
         for (int64_t at = i; at < rows * c; at += c) {
-            vec v = Act::value(n.affine(n.centred(load(x + at, lanes))));
-            if (FACTOR) v *= f;
+            vec v = Act::value(n.affine(n.centred(load(x + at, lanes)))) * f;
             if (ADDEND) v += load(addend + at, lanes);
             store(y + at, v, lanes);
         }
@@ -56,16 +55,16 @@ void for_chunks(const Map& m, int threads, F&& f) {
     });
 }
 
-template <class Act, bool FACTOR, bool ADDEND, class T>
+template <class Act, bool ADDEND, class T>
 void normalise(const T* x, const Map& m, const float* rows, const float* factor, const T* addend,
                int threads, T* y) {
     const Norm norm(rows, m.c);
     for_chunks(m, threads, [&](int64_t sample, int64_t first, int64_t pixels, int64_t) {
         for (int64_t p = 0; p < pixels; p += ROWS) {
             const int64_t at = (sample * m.pixels + first + p) * m.c;
-            normalise_rows<Act, FACTOR, ADDEND>(
+            normalise_rows<Act, ADDEND>(
                 x + at, pixels - p < ROWS ? pixels - p : ROWS, m.c, norm,
-                FACTOR ? factor + sample * m.c : nullptr, ADDEND ? addend + at : nullptr, y + at);
+                factor ? factor + sample * m.c : nullptr, ADDEND ? addend + at : nullptr, y + at);
         }
     });
 }
@@ -95,14 +94,10 @@ void normalise_any(const T* x, const Map& m, const float* norm, int act, const f
                    const T* addend, int threads, T* y) {
     with_activation(act, [&](auto kind) {
         using Act = decltype(kind);
-        if (factor && addend)
-            normalise<Act, true, true>(x, m, norm, factor, addend, threads, y);
-        else if (factor)
-            normalise<Act, true, false>(x, m, norm, factor, addend, threads, y);
-        else if (addend)
-            normalise<Act, false, true>(x, m, norm, factor, addend, threads, y);
+        if (addend)
+            normalise<Act, true>(x, m, norm, factor, addend, threads, y);
         else
-            normalise<Act, false, false>(x, m, norm, factor, addend, threads, y);
+            normalise<Act, false>(x, m, norm, factor, addend, threads, y);
     });
 }
 
