@@ -200,3 +200,9 @@ def test_wishes_that_contradict(wishes: list[str], words: str) -> None:
     done = CliRunner().invoke(main, ["export", "efficientnet_lite0", *wishes])
     assert done.exit_code == 2
     assert words in done.output
+
+
+def test_a_format_is_not_asked_for(model: MBConvNet, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the format is what is chosen here; leave out .xml"):
+        export_fastest(model, tmp_path / "f.xml", data=data)
+    assert not (tmp_path / "f.xml").exists()

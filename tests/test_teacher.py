@@ -10,11 +10,13 @@ from click.testing import CliRunner
 import mbconv
 from mbconv.cli import main
 from mbconv.data.loader import Batch
+from mbconv.data.transform import normalise
 from mbconv.errors import UserError
+from mbconv.preprocessing import Preprocessing
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import Machine
 from mbconv.training.recipe import Loss, Phase, Recipe, Regularization
-from mbconv.training.teacher import taught
+from mbconv.training.teacher import FILE, as_seen_by, find_teacher, taught
 from small import SMALL, weights, write_classes, write_model
 
 PLAIN = Machine(workers=0)
@@ -64,9 +66,31 @@ def test_an_interrupted_run_goes_on_with_its_teacher(tmp_path: Path, pictures: P
         mbconv.train(student, pictures, tmp_path / "cut", teacher=teacher, on_epoch=stop, **same)
     mbconv.resume(tmp_path / "cut", quiet=True)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
-    mbconv.train(student, pictures, tmp_path / "alone", **same)
-    assert weights(tmp_path / "alone") != weights(tmp_path / "whole")
+    mbconv.train(student, pictures, tmp_path / "again", **same)  # as the config says, teacher too
+    assert weights(tmp_path / "again") == weights(tmp_path / "whole")
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["teacher"] == "small"
+
+
+def test_only_the_config_says_that_there_is_a_teacher(tmp_path: Path) -> None:
+    write_model(tmp_path / FILE)  # left by a run that never began
+    assert find_teacher(tmp_path, {"teacher": None}) is None
+    found = find_teacher(tmp_path, {"teacher": "big"})
+    assert found is not None
+    assert not found.training
+    (tmp_path / FILE).unlink()
+    with pytest.raises(UserError, match="the teacher of this run, is gone"):
+        find_teacher(tmp_path, {"teacher": "big"})
+
+
+def test_a_teacher_sees_pictures_as_it_learnt_to() -> None:
+    teacher, pixels = mbconv.build(SMALL), torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    own, half = Preprocessing(), Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))
+    teacher.preprocessing = half
+    seen = as_seen_by(teacher, normalise(pixels, own), own)
+    assert torch.allclose(seen, normalise(pixels, half), atol=1e-5)
+    teacher.preprocessing = own
+    x = normalise(pixels, own)
+    assert as_seen_by(teacher, x, own) is x
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, pictures: Path) -> None:

@@ -27,7 +27,7 @@ from mbconv.measure.paired import Paired
 from mbconv.measure.speed import Tell, Timing, measure
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
-from mbconv.runtime.artifact import Form, Precision, Runtime
+from mbconv.runtime.artifact import SUFFIXES, Form, Precision, Runtime
 from mbconv.runtime.backend import Backend, ModuleBackend, open_artifact
 from mbconv.runtime.predictor import Predictor
 from mbconv.weights.model import load
@@ -94,6 +94,8 @@ def export_fastest(
     if goal not in get_args(Goal):
         raise UserError(f"The goal is {goal!r}; it is one of {', '.join(get_args(Goal))}.")
     source = model if isinstance(model, MBConvNet) else load(model)
+    if out is not None and Path(out).suffix.lower() in SUFFIXES:
+        raise UserError(f"{out}: the format is what is chosen here; leave out {Path(out).suffix}.")
     run.path_of(model, out, Form(runtime="onnx"))  # says so early where there is no place
     tell("the network's own answers", 0, len(_FORMS))
     job = run.make_job(model, source, resolution, data, max_drop, calibrate=True)

@@ -3,7 +3,7 @@
 For backward it keeps the block's input and each convolution's output once (expanded e, depthwise
 d, projected p), in the format that they are computed in, and small vectors; plain modules keep
 about twice as much of every width. Everything else is recomputed inside the passes that need it.
-The 1x1 convolutions are matrix products of the library, on [pixels, channels].
+The native kernels compute it as two calls of compiled code; what is below is the same step by step.
 """
 
 import torch

@@ -20,7 +20,7 @@ from torch import Tensor
 from mbconv.kernels import reference
 from mbconv.kernels.reference import ACTIVATIONS, Act, After, Geometry
 
-INTERFACE = 4  # of the compiled functions, as native/interface.cpp has it
+INTERFACE = 5  # of the compiled functions, as native/interface.cpp has it
 FOLDER = Path(__file__).with_name("native")
 # By preference; what a processor must have, by the names of /proc/cpuinfo.
 INSTRUCTION_SETS: dict[str, frozenset[str]] = {
@@ -242,7 +242,7 @@ def resample(
     return out
 
 
-weight_gradient = reference.weight_gradient  # the library's are as fast
+weight_gradient = reference.weight_gradient  # step by step; compiled blocks have their own
 
 
 def run(name: str, *arguments: Any) -> None:

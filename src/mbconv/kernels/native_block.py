@@ -35,7 +35,10 @@ class Parameters(NamedTuple):
         """Whether the compiled block takes them: depthwise, and pairs of bf16 are multiplied."""
         used = [self.project] if self.expand is None else [self.expand, self.project]
         even = all(w.shape[0] % 2 == w.shape[1] % 2 == 0 for w in used)
-        return self.depthwise.shape[1] == 1 and (even or x.dtype == torch.float32)
+        into = x.shape[1] if self.expand is None else self.expand.shape[0]
+        depthwise = self.depthwise.shape[:2] == (into, 1)
+        known = self.place.kernel in (3, 5, 7) and self.place.stride in (1, 2)
+        return depthwise and known and (even or x.dtype == torch.float32)
 
 
 class _Block(ctypes.Structure):
@@ -57,8 +60,9 @@ class _Block(ctypes.Structure):
 class _Gradients(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_void_p)
-        for name in ("x", "expand", "depthwise", "project", "affine", "inner", "outer", "hidden")
-    ]
+        for name in ("x", "expand", "depthwise", "project", "affine", "inner", "outer", "hidden",
+                     "behind_gate", "behind_norm")
+    ]  # fmt: skip
 
 
 def forward(
@@ -67,7 +71,9 @@ def forward(
     """`block` of the map x [N, H, W, C]; `narrow`: the expansion's statistics by x's covariance."""
     (n, h, w, c), middle, out = x.shape, own.depthwise.shape[0], own.project.shape[0]
     oh, ow = own.place.output(h, w)
-    e = nothing(x) if own.expand is None or lean else x.new_empty(n, h, w, middle)
+    waits = own.expand is not None and running is None and not narrow
+    whole = waits or (own.expand is not None and not lean)
+    e = x.new_empty(n, h, w, middle) if whole else nothing(x)
     d, p, y = (x.new_empty(n, oh, ow, width) for width in (middle, out, out))
     pooled = x.new_empty((0,) if own.gate[0] is None else (n, middle), dtype=torch.float32)
     spread = x.new_empty((1 + c, c) if narrow and running is None else (0,), dtype=torch.float32)
@@ -76,7 +82,7 @@ def forward(
     block, kept = _block(x, own, (e, d, p, statistics, pooled, spread), running is not None)
     run("block", block, y)
     del kept
-    return y.permute(0, 3, 1, 2), e, d, p, taken, pooled, spread
+    return y.permute(0, 3, 1, 2), nothing(x) if lean else e, d, p, taken, pooled, spread
 
 
 def backward(
@@ -101,7 +107,9 @@ def backward(
         x.new_empty(n, width if squeezed else 0, dtype=torch.float32)
         for width in (squeezed, middle, squeezed)
     )
-    to = (dx, *weights, inner, outer, hidden)
+    d, waits = maps[1], own.expand is not None and not frozen and not spread.numel()
+    behind_norm = x.new_empty(*x.shape[:3], middle) if waits else nothing(x)
+    to = (dx, *weights, inner, outer, hidden, torch.empty_like(d), behind_norm)
     run("block_backward", block, grad, _Gradients(*map(_address, to)))
     del kept
     params = (own.expand, own.depthwise, own.project, own.affine)

@@ -49,7 +49,10 @@ def carry_over(trainer: Trainer, source: str | Path, seed: int) -> str | None:
     model, recipe = trainer.model, Recipe.from_dict(config["recipe"])
     if old.spec.num_classes != model.spec.num_classes or model.labels != load(source).labels:
         return None  # the classifier starts afresh, so that the state is another network's
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises many kinds for a broken file
+        return f"  grown from the kept network of {source}: {path} cannot be read"
     wanted = plan(old.spec, model.spec)
     averaged = {
         name.removeprefix("module."): tensor

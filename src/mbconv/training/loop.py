@@ -25,7 +25,7 @@ from mbconv.training.machine import Machine
 from mbconv.training.optimizer import make_optimizer
 from mbconv.training.recipe import Phase, Recipe
 from mbconv.training.reducer import Reducer
-from mbconv.training.teacher import taught
+from mbconv.training.teacher import as_seen_by, taught
 from mbconv.training.transfer import freeze, parameter_groups, set_drop_path, set_training
 
 
@@ -213,10 +213,10 @@ class Trainer:
         x = x.contiguous(memory_format=self.machine.memory_format)
         logits = self._run(x).float()
         loss = batch_loss(logits, targets, self.recipe.loss, self.class_weights)
-        if self.teacher is None:
+        if self.teacher is None or not self.recipe.loss.teacher:
             return loss
         with torch.no_grad(), self.machine.autocast(self.machine.frozen_dtype):
-            answers = self.teacher(x)
+            answers = self.teacher(as_seen_by(self.teacher, x, self.model.preprocessing))
         return taught(loss, logits, answers.float(), self.recipe.loss.teacher)
 
     def _forward(self, x: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Plan:
         if origin is not None:
             model = grown(origin, model, seed)
         network, pretrained = setup.make_model(model, dataset.classes)
-        setup.announce(network, pretrained, str(model), reporter)
+        setup.announce(network, pretrained, setup.name_of(model), reporter)
         if earlier:
             recipe = Recipe.from_dict(earlier["recipe"])
             machine, cache = machine_of(earlier, world), earlier.get("cache")
@@ -73,7 +73,7 @@ class Plan:
                 recipe = setup.fit_budget(usual, recipe, rate, left, sizes)
             cache = setup.choose_cache(settings.cache, recipe, sizes["train"])
         config = {
-            "model": str(model) if not isinstance(model, MBConvNet) else network.spec.name,
+            "model": setup.name_of(model),
             "data": dataset.source,
             "seed": seed,
             "budget_seconds": settings.budget,

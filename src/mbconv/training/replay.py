@@ -33,7 +33,7 @@ def replay(run: str | Path) -> tuple[int, Trace]:
             f"{run / FILE} is broken or belongs to another network ({error}); start the run anew."
         ) from error
     recipe = Recipe.from_dict(config["recipe"])
-    trainer = Trainer(network, recipe, machine, step["total"], teacher=find_teacher(run))
+    trainer = Trainer(network, recipe, machine, step["total"], teacher=find_teacher(run, config))
     trainer.class_weights = step["class_weights"]
     batch = Batch(step["pixels"].cpu(), step["labels"].cpu(), ())
     return step["index"] + 1, trace(trainer, batch, step["index"], step["seed"])

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,10 @@ class Session:
         check_writable(self.path)
         keep_freed_memory()
         earlier = folder.read_config(config) if config is not None else None
+        if config is not None and earlier:
+            teacher = settings.teacher or find_teacher(Path(config).parent, earlier)
+            origin = settings.grow_from or earlier.get("grown_from")
+            settings = replace(settings, grow_from=origin, teacher=teacher)
         plan = Plan.make(model, data, settings, earlier, self.world, self.reporter, self.started)
         self.dataset, self.recipe, network = plan.dataset, plan.recipe, plan.network
         self.config = plan.config | folder.made_with()
@@ -175,7 +180,13 @@ class Session:
         counted = Counter(sample.label for sample in samples)
         counts = [counted[label] for label in range(len(self.dataset.classes))]
         self.trainer = Trainer(
-            network, self.recipe, machine, total, counts, self.world, find_teacher(self.path)
+            network,
+            self.recipe,
+            machine,
+            total,
+            counts,
+            self.world,
+            find_teacher(self.path, self.config),
         )
 
     # -- learn ---------------------------------------------------------------------------------

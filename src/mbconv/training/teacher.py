@@ -1,12 +1,14 @@
 """A teacher: a network whose answers are learnt beside the labels (arXiv 1503.02531)."""
 
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet
+from mbconv.preprocessing import Preprocessing
 from mbconv.weights.file import load, save
 from mbconv.weights.model import load as load_any
 
@@ -29,10 +31,28 @@ def keep_teacher(run: Path, teacher: MBConvNet | str | Path, classes: tuple[str,
     save(network, run / FILE)
 
 
-def find_teacher(run: Path) -> MBConvNet | None:
-    """The run's teacher, in evaluation mode; None where it has none."""
+def find_teacher(run: Path, config: dict[str, Any]) -> MBConvNet | None:
+    """The run's teacher, in evaluation mode; None where its config names none.
+
+    Raises UserError where it names one that has gone.
+    """
+    if not config.get("teacher"):
+        return None
     path = run / FILE
-    return load(path) if path.is_file() else None
+    if not path.is_file():
+        raise UserError(f"{path}, the teacher of this run, is gone; put it back or start anew.")
+    return load(path)
+
+
+def as_seen_by(teacher: MBConvNet, x: Tensor, own: Preprocessing) -> Tensor:
+    """Pictures [N, C, H, W] normalised for a network with `own` preprocessing, as the teacher's."""
+    theirs = teacher.preprocessing
+    if (theirs.mean, theirs.std) == (own.mean, own.std):
+        return x
+    mean, std, mean_t, std_t = (
+        x.new_tensor(v).view(-1, 1, 1) for v in (own.mean, own.std, theirs.mean, theirs.std)
+    )
+    return (x * std + (mean - mean_t)) / std_t
 
 
 def taught(loss: Tensor, logits: Tensor, answers: Tensor, share: float) -> Tensor:

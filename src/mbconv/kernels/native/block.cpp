@@ -49,17 +49,9 @@ class Forward {
           gate(gate_of(b)) {}
 
     void run() {
-        std::unique_ptr<T[]> lean;
-        bool waits = false;  // for its output's statistics
-        if (b.expand) {
-            if (!b.frozen && b.spread) narrow_statistics();
-            waits = !b.frozen && !b.spread;
-            if (waits && !e) {
-                lean.reset(new T[d.n * into * d.c]);
-                e = lean.get();
-            }
-            if (waits) expansion();
-        }
+        if (b.expand && !b.frozen && b.spread) narrow_statistics();
+        const bool waits = b.expand && !b.frozen && !b.spread;  // for its output's statistics
+        if (waits) expansion();
         depthwise(waits);
         projection();
         const std::vector<float> norm = norms.rows(PROJECTION);
@@ -172,8 +164,7 @@ class Forward {
     const int threads, act;
     const int64_t into, pixels;  // of a sample, before and after the depthwise convolution
     const T* const x;
-    T* e;
-    T *const middle, *const p, *const y;
+    T *const e, *const middle, *const p, *const y;
     const Parts parts;
     const Gate gate;
 };

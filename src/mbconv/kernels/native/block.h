@@ -28,7 +28,7 @@ struct Block {
     const float *expand, *depthwise, *project;         // [c, in], [c, k, k], [out, c]
     const float *affine, *gate_reduce, *gate_reduce_bias, *gate_expand, *gate_expand_bias;
     const float* keep;                                 // [n]
-    void *e, *d, *p;                                   // each convolution's output
+    void *e, *d, *p;  // each convolution's output; e null where it need not be there as a whole
     float* statistics;                                 // means and variances; given where `frozen`
     float* pooled;                                     // [n, c], the gate's means
     float* spread;                                     // mean and covariance of a narrow x, [1 + in, in]

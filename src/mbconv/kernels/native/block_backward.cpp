@@ -19,6 +19,9 @@ struct BlockGradients {
     void* x;
     float *expand, *depthwise, *project, *affine;
     float *inner, *outer, *hidden;  // of the gate, [n, squeezed], [n, c], [n, squeezed]
+    // On the way, allocated by whoever can say that memory is short: behind the gate, as large as d;
+    // behind the expansion's norm, as large as e, where its sums over the batch must come first.
+    void *behind_gate, *behind_norm;
 };
 
 namespace {
@@ -33,7 +36,7 @@ class Backward {
           middle(static_cast<const T*>(b.d)), p(static_cast<const T*>(b.p)),
           dx(static_cast<T*>(to.x)),
           parts(d.n, std::max(b.expand ? into : 0, pixels) * d.c * sizeof(T), threads),
-          db(new T[d.n * pixels * d.c]), factor(b.squeezed ? d.n * d.c : 0), offset(factor.size()),
+          db(static_cast<T*>(to.behind_gate)), factor(b.squeezed ? d.n * d.c : 0), offset(factor.size()),
           squeezed(d.n * b.squeezed),
           gate(gate_of(b)) {}
 
@@ -93,7 +96,7 @@ class Backward {
             const int64_t rows = part.count * pixels, first = part.first * pixels;
             const std::vector<float> keep = spread_keep(b, part.first, part.count);
             T *const dp = gradients.of(thread), *const a = activated.of(thread);
-            T* const own = db.get() + first * d.c;
+            T* const own = db + first * d.c;
             mbconv_apply(p + first * b.out, g + first * b.out, HALF, &out, out_norm.data(), 0,
                          or_null(keep), nullptr, project_means.data(), parts.inner, dp);
             weight.product(dp, rows, parts.inner, own);
@@ -142,7 +145,7 @@ class Backward {
                         float* weights, float* sums) {
         const Depthwise shape = of_part(d, part.count);
         const int64_t at = part.first * pixels * d.c, gate_at = part.first * d.c;
-        mbconv_depthwise_backward(source, db.get() + at, HALF, &shape, norm, act, b.depthwise,
+        mbconv_depthwise_backward(source, db + at, HALF, &shape, norm, act, b.depthwise,
                                   middle + at, after.data(), middle_means.data(),
                                   b.squeezed ? &factor[gate_at] : nullptr,
                                   b.squeezed ? &offset[gate_at] : nullptr, parts.inner, dz, weights,
@@ -252,7 +255,7 @@ class Backward {
             back({b.expand, d.c, b.in, b.in, 1}, threads);
         const int64_t wide = parts.size * into * d.c;
         const Scratch<T> expanded(parts.workers(), e ? 0 : wide), scratch(parts.workers(), wide);
-        const std::unique_ptr<T[]> dz(new T[d.n * into * d.c]);
+        T* const dz = static_cast<T*>(to.behind_norm);
         const auto map = [&](const Parts::Part& part, int thread) {
             if (e) return e + part.first * into * d.c;
             T* const anew = expanded.of(thread);
@@ -263,7 +266,7 @@ class Backward {
         const Scratch<float> weights(parts.count(), taps() * d.c),
             expand(parts.count(), b.in * d.c);
         parts.each([&](const Parts::Part& part, int thread) {
-            depthwise_part(part, map(part, thread), norm.data(), &dz[part.first * into * d.c],
+            depthwise_part(part, map(part, thread), norm.data(), dz + part.first * into * d.c,
                            weights.of(part.number), found.of(part.number));
         });
         const std::vector<float> means = means_of(found.total(0, 2 * d.c), EXPANSION, d.n * into);
@@ -272,7 +275,7 @@ class Backward {
             const int64_t first = part.first * into, rows = part.count * into, at = first * b.in;
             const Map m{part.count, into, d.c};
             T* const de = scratch.of(thread);
-            mbconv_apply(map(part, thread), &dz[first * d.c], HALF, &m, norm.data(), 0, nullptr,
+            mbconv_apply(map(part, thread), dz + first * d.c, HALF, &m, norm.data(), 0, nullptr,
                          nullptr, means.data(), parts.inner, de);
             weight_gradient(x + at, de, rows, b.in, d.c, parts.inner, expand.of(part.number));
             if (!dx) return;
@@ -302,7 +305,7 @@ class Backward {
     const T *const x, *const g, *const e, *const middle, *const p;
     T* const dx;
     const Parts parts;
-    const std::unique_ptr<T[]> db;  // the gradient behind the gate
+    T* const db;  // the gradient behind the gate
     std::vector<float> factor, offset;  // [n, c]: of the gate, and what its mean sends back
     std::vector<float> squeezed;        // [n, squeezed]: inside the gate
     const Gate gate;
