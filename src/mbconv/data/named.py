@@ -124,7 +124,7 @@ def _unpack(published: Published, root: Path, files: list[Path]) -> None:
             name = file.name.removeprefix(".")
             if name.endswith((".tgz", ".tar.gz")):
                 with tarfile.open(file) as tar:
-                    tar.extractall(temporary, filter="data")  # nothing outside the folder
+                    _extract(tar, temporary)
             else:
                 shutil.copyfile(file, temporary / name)
         inner = temporary if published.loose else temporary / published.folder
@@ -139,3 +139,16 @@ def _unpack(published: Published, root: Path, files: list[Path]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         for file in files:  # unpacked, or not worth keeping
             file.unlink()
+
+
+def _extract(tar: tarfile.TarFile, folder: Path) -> None:
+    """All of it, but nothing outside the folder. Raises TarError."""
+    if hasattr(tarfile, "data_filter"):  # since Python 3.11.4
+        tar.extractall(folder, filter="data")
+        return
+    whole = folder.resolve()
+    for member in tar:
+        inside = (whole / member.name).resolve().is_relative_to(whole)
+        if not inside or not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"{member.name} is no file, or lies outside")
+        tar.extract(member, folder)
