@@ -15,7 +15,7 @@ _TAKES = {
 
 
 class ComparisonLike(Protocol):
-    """Accuracies of the network and the artifact on the same pictures."""
+    """Accuracies of a network and of what was made from it on the same pictures."""
 
     @property
     def n(self) -> int: ...
@@ -23,6 +23,8 @@ class ComparisonLike(Protocol):
     def first(self) -> float: ...
     @property
     def second(self) -> float: ...
+    @property
+    def drop(self) -> float: ...
     @property
     def interval(self) -> tuple[float, float]: ...
 

@@ -1,8 +1,9 @@
 """What `mbconv shrink` shows: what went, in what order, at what cost."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from mbconv.report.export import ComparisonLike
 from mbconv.report.network import plain_table
 from mbconv.report.words import count, percent
 
@@ -13,21 +14,6 @@ Json = dict[str, Any]
 
 _NOISY = 1.5  # times as long
 _UNITS = {"ms": "milliseconds", "macs": "multiply-adds", "params": "parameters"}
-
-
-class ComparisonLike(Protocol):
-    """Accuracies of the source and of the smaller network on the same pictures."""
-
-    @property
-    def n(self) -> int: ...
-    @property
-    def first(self) -> float: ...
-    @property
-    def second(self) -> float: ...
-    @property
-    def drop(self) -> float: ...
-    @property
-    def interval(self) -> tuple[float, float]: ...
 
 
 def plan_table(plan: Json) -> "Table":

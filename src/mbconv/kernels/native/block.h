@@ -73,7 +73,7 @@ class Parts {
         int64_t wanted = 1;
         while (wanted < LEAST || wanted * CACHE < samples * bytes) wanted *= 2;
         size = (samples + wanted - 1) / wanted;
-        many = count() >= threads;
+        const bool many = count() >= threads;
         outer = many ? threads : 1;
         inner = many ? 1 : threads;
     }
@@ -97,7 +97,6 @@ class Parts {
   private:
     static constexpr int64_t CACHE = 1 << 20, LEAST = 4;
     int64_t samples;
-    bool many;
     int outer;
 };
 
