@@ -18,11 +18,14 @@ $(READY): pyproject.toml setup.py $(KERNELS)
 demo: $(READY)  ## Train on scanned digits, look at the report, predict: under three minutes
 	$(BIN)/python examples/demo.py
 
-test: $(READY)  ## What must pass before every change; under 20 minutes on two cores
-	$(BIN)/python -m pytest
+# A process for each core, one thread each: quicker than one process with all the threads.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+
+test: $(READY)  ## What must pass before every change; ten minutes on two cores
+	$(TESTS)
 
 test-all: $(READY)  ## Everything, before a release
-	$(BIN)/python -m pytest -m "not keras"
+	$(TESTS) -m "not keras"
 
 test-keras: $(READY) $(KERAS)/.ready  ## Keras files against Keras itself; about 20 minutes
 	MBCONV_KERAS=$(CURDIR)/$(KERAS)/bin/python $(BIN)/python -m pytest -m keras
