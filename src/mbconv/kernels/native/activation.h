@@ -30,10 +30,11 @@ struct Relu6 {
     }
 };
 
+template <class T>
 struct Silu {
-    [[gnu::always_inline]] static vec value(vec z) { return z * sigmoid(z); }
+    [[gnu::always_inline]] static vec value(vec z) { return z * sigmoid_for<T>(z); }
     [[gnu::always_inline]] static Both both(vec z) {
-        const vec s = sigmoid(z), y = z * s;
+        const vec s = sigmoid_for<T>(z), y = z * s;
         return {y, s + y * (1.0f - s)};
     }
 };
@@ -47,13 +48,14 @@ struct HardSwish {
     }
 };
 
-// Calls `f` with the activation of that number (mbconv.kernels.ACTIVATIONS has the order).
-template <class F>
+// Calls `f` with the activation of that number (mbconv.kernels.ACTIVATIONS has the order), as exact as
+// maps of T ask for.
+template <class T, class F>
 inline void with_activation(int number, F&& f) {
     switch (number) {
         case 1: return f(Relu{});
         case 2: return f(Relu6{});
-        case 3: return f(Silu{});
+        case 3: return f(Silu<T>{});
         case 4: return f(HardSwish{});
         default: return f(Linear{});
     }

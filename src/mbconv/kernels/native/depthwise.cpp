@@ -164,7 +164,7 @@ bool depthwise(const T* x, const Depthwise& d, const float* norm, int act, const
     std::vector<Sums> sums(mean ? tasks : 0);  // zeros
     std::vector<float> scratch(threads * size, 0.0f);
     Activate<T> activate = nullptr;
-    with_activation(act, [&](auto kind) { activate = activate_row<decltype(kind), T>; });
+    with_activation<T>(act, [&](auto kind) { activate = activate_row<decltype(kind), T>; });
     const bool known = with_geometry(d.kernel, d.stride, [&](auto k, auto s) {
         parallel(tasks, threads, [&](int64_t task, int thread) {
             sweep<k, s>(x, d, Task(d, task), norm, activate, weight, bias, &scratch[thread * size],

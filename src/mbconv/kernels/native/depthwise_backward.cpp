@@ -285,7 +285,7 @@ MBCONV_API int mbconv_depthwise_backward(const void* x, const void* grad, int ha
         Job<T> job{static_cast<const T*>(x), static_cast<const T*>(grad), *d, norm, weight,
                    {static_cast<const T*>(y), y_norm, means, factor, offset}, {},
                    static_cast<T*>(dz)};
-        with_activation(act, [&](auto kind) {
+        with_activation<T>(act, [&](auto kind) {
             job.rows = {prepare_row<decltype(kind), T>, grad_row<decltype(kind), T>};
         });
         return backward(job, threads, dw, sums);

@@ -42,7 +42,7 @@ struct Gate {
     void forward(const float* pooled, float* squeezed, float* hidden, float* factors) const {
         for (int64_t s = 0; s < narrow; ++s)
             squeezed[s] = reduce_bias[s] + dot(reduce + s * wide, pooled, wide);
-        with_activation(act, [&](auto kind) {
+        with_activation<float>(act, [&](auto kind) {
             for_vectors(narrow, narrow, [&](int64_t i, auto lanes) {
                 store(hidden + i, decltype(kind)::value(load(squeezed + i, lanes)), lanes);
             });
@@ -68,7 +68,7 @@ struct Gate {
             store(means + i, vec{}, lanes);
         });
         for (int64_t s = 0; s < narrow; ++s) inner[s] = dot(outer, &expand[s * wide], wide);
-        with_activation(act, [&](auto kind) {
+        with_activation<float>(act, [&](auto kind) {
             for_vectors(narrow, narrow, [&](int64_t i, auto lanes) {
                 const vec slope = decltype(kind)::both(load(squeezed + i, lanes)).slope;
                 store(inner + i, load(inner + i, lanes) * slope, lanes);

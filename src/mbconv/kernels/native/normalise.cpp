@@ -92,7 +92,7 @@ void pool(const T* x, const Map& m, const float* rows, int threads, float* mean,
 template <class T>
 void normalise_any(const T* x, const Map& m, const float* norm, int act, const float* factor,
                    const T* addend, int threads, T* y) {
-    with_activation(act, [&](auto kind) {
+    with_activation<T>(act, [&](auto kind) {
         using Act = decltype(kind);
         if (addend)
             normalise<Act, true>(x, m, norm, factor, addend, threads, y);
@@ -104,7 +104,7 @@ void normalise_any(const T* x, const Map& m, const float* norm, int act, const f
 template <class T>
 void pool_any(const T* x, const Map& m, const float* norm, int act, int threads, float* mean,
               T* y) {
-    with_activation(act, [&](auto kind) {
+    with_activation<T>(act, [&](auto kind) {
         using Act = decltype(kind);
         if (y)
             pool<Act, true>(x, m, norm, threads, mean, y);

@@ -91,7 +91,7 @@ void reduce(const T* x, const T* grad, const Map& m, const float* rows, const fl
 template <class T>
 void reduce_any(const T* x, const T* grad, const Map& m, const float* norm, int act, bool gated,
                 const float* factor, int threads, float* sums, T* y) {
-    with_activation(act, [&](auto kind) {
+    with_activation<T>(act, [&](auto kind) {
         using Act = decltype(kind);
         const auto run = [&](auto... on) {
             reduce<Act, decltype(on)::value...>(x, grad, m, norm, factor, threads, sums, y);
@@ -144,7 +144,7 @@ void apply(const T* x, const T* grad, const Map& m, const float* rows, const flo
 template <class T>
 void apply_any(const T* x, const T* grad, const Map& m, const float* norm, int act,
                const float* factor, const float* offset, const float* means, int threads, T* dx) {
-    with_activation(act, [&](auto kind) {
+    with_activation<T>(act, [&](auto kind) {
         using Act = decltype(kind);
         if (grad)
             apply<Act, true>(x, grad, m, norm, factor, offset, means, threads, dx);

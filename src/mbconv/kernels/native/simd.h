@@ -155,4 +155,24 @@ template <class F>
 
 [[gnu::always_inline]] inline vec sigmoid(vec x) { return reciprocal(1.0f + power_of_two(x * -1.44269504f)); }
 
+// As exact as maps of that format ask for: in bf16 to 1.4e-4 of itself, a fourteenth of what storing
+// the result may change. Whole powers of two by rounding down, and a cubic on what is left; the
+// reciprocal's first guess must do, and turns infinity into zero by itself.
+template <class T>
+[[gnu::always_inline]] inline vec sigmoid_for(vec x) {
+    return sigmoid(x);
+}
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+template <>
+[[gnu::always_inline]] inline vec sigmoid_for<bf16>(vec x) {
+    constexpr int DOWN = 9;  // quietly
+    const vec t = x * -1.44269504f, r = (vec)_mm512_maskz_reduce_ps(-1, (__m512)t, DOWN);
+    vec p = 0.226067214f + r * 0.0780245811f;
+    p = 0.695833442f + r * p;
+    p = 0.999925237f + r * p;
+    const vec e = (vec)_mm512_maskz_scalef_ps(-1, (__m512)p, (__m512)t);
+    return (vec)_mm512_maskz_rcp14_ps(-1, (__m512)(1.0f + e));
+}
+#endif
+
 }  // namespace mbconv
