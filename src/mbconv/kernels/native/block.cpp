@@ -34,7 +34,7 @@ class Moments {
 
   private:
     int64_t channels;
-    std::vector<float> found;
+    Floats found;
 };
 
 template <class T>
@@ -54,10 +54,10 @@ class Forward {
         if (waits) expansion();
         depthwise(waits);
         projection();
-        const std::vector<float> norm = norms.rows(PROJECTION);
+        const Floats norm = norms.rows(PROJECTION);
         parts.each([&](const Parts::Part& part, int) {
             const Map m{part.count, pixels, b.out};
-            const std::vector<float> factor = spread_keep(b, part.first, part.count);
+            const Floats factor = spread_keep(b, part.first, part.count);
             const int64_t at = part.first * pixels * b.out;
             mbconv_normalise(p + at, HALF, &m, norm.data(), 0, or_null(factor),
                              b.residual ? x + at : nullptr, parts.inner, y + at);
@@ -73,7 +73,7 @@ class Forward {
         float* const covariance = b.spread + b.in;
         mbconv_covariance(x, HALF, &m, threads, b.spread, covariance);
         parallel(d.c, threads, [&](int64_t i, int) {
-            std::vector<float> w(b.in), along(b.in, 0.0f);
+            Floats w(b.in), along(b.in, 0.0f);
             for (int64_t k = 0; k < b.in; ++k) w[k] = as_stored(x, splat(b.expand[i * b.in + k]))[0];
             for (int64_t k = 0; k < b.in; ++k)
                 add_times(w[k], covariance + k * b.in, b.in, along.data());
@@ -98,7 +98,7 @@ class Forward {
     void depthwise(bool expanded) {
         const bool expands = b.expand && !expanded;
         const Packed<T> weight(expands ? Matrix{b.expand, b.in, d.c, 1, b.in} : Matrix{}, threads);
-        const std::vector<float> norm = b.expand ? norms.rows(EXPANSION) : std::vector<float>();
+        const Floats norm = b.expand ? norms.rows(EXPANSION) : Floats();
         const Scratch<T> scratch(parts.workers(), expands && !e ? parts.size * into * d.c : 0);
         Moments found(parts.count(), d.c);
         parts.each([&](const Parts::Part& part, int thread) {
@@ -120,7 +120,7 @@ class Forward {
 
     void projection() {
         const Packed<T> weight({b.project, d.c, b.out, 1, d.c}, threads);
-        const std::vector<float> norm = norms.rows(DEPTHWISE);
+        const Floats norm = norms.rows(DEPTHWISE);
         const Scratch<T> scratch(parts.workers(), parts.size * pixels * d.c);
         Moments found(parts.count(), b.out);
         parts.each([&](const Parts::Part& part, int thread) {
@@ -140,11 +140,11 @@ class Forward {
     }
 
     // Activation and gate of these samples: `a` is written once for the means, then multiplied.
-    void gated(const T* own, const Map& m, const std::vector<float>& norm, int64_t first,
+    void gated(const T* own, const Map& m, const Floats& norm, int64_t first,
                T* a) const {
         float* const pooled = b.pooled + first * d.c;
         mbconv_pool(own, HALF, &m, norm.data(), act, parts.inner, pooled, a);
-        std::vector<float> factor(d.c), inside(2 * b.squeezed);
+        Floats factor(d.c), inside(2 * b.squeezed);
         for (int64_t s = 0; s < m.n; ++s) {
             gate.forward(pooled + s * d.c, inside.data(), &inside[b.squeezed], factor.data());
             parallel(chunks(pixels), parts.inner, [&](int64_t chunk, int) {

@@ -7,10 +7,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
-#include <vector>
 
 #include "api.h"
+#include "floats.h"
 #include "gate.h"
 #include "parallel.h"
 #include "product.h"
@@ -48,9 +47,9 @@ class Norms {
     float* mean(int back) const { return b.statistics + begin(back); }
     float* variance(int back) const { return mean(back) + total; }
 
-    std::vector<float> rows(int back) const {
+    Floats rows(int back) const {
         const int64_t c = back ? b.middle.c : b.out, at = begin(back);
-        std::vector<float> norm(4 * c);
+        Floats norm(4 * c);
         for (int64_t i = 0; i < c; ++i) {
             norm[i] = mean(back)[i];
             norm[c + i] = 1.0f / std::sqrt(variance(back)[i] + static_cast<float>(b.eps));
@@ -100,18 +99,6 @@ class Parts {
     int outer;
 };
 
-// So many numbers for each thread or each part, not filled.
-template <class T>
-class Scratch {
-  public:
-    Scratch(int64_t count, int64_t size) : size(size), memory(new T[count * size]) {}
-    T* of(int64_t number) const { return memory.get() + number * size; }
-
-  private:
-    int64_t size;
-    std::unique_ptr<T[]> memory;
-};
-
 inline Depthwise of_part(Depthwise d, int64_t samples) {
     d.n = samples;
     return d;
@@ -123,13 +110,13 @@ inline Gate gate_of(const Block& b) {
 }
 
 // Drop-path's factor of these samples, for every channel.
-inline std::vector<float> spread_keep(const Block& b, int64_t first, int64_t count) {
-    std::vector<float> factor;
+inline Floats spread_keep(const Block& b, int64_t first, int64_t count) {
+    Floats factor;
     for (int64_t s = 0; b.keep && s < count; ++s)
         factor.insert(factor.end(), b.out, b.keep[first + s]);
     return factor;
 }
-inline const float* or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
+inline const float* or_null(const Floats& v) { return v.empty() ? nullptr : v.data(); }
 
 }  // namespace mbconv
 

@@ -55,7 +55,7 @@ class Backward {
     static constexpr int HALF = sizeof(T) == 2;
 
     // The sums of a norm's backward [2, c]: into the affine's gradient, and as means.
-    std::vector<float> means_of(std::vector<float> sums, int back, int64_t count) {
+    Floats means_of(Floats sums, int back, int64_t count) {
         const int64_t c = back ? d.c : b.out, at = norms.begin(back);
         for (int64_t i = 0; i < c; ++i) {
             to.affine[at + i] = sums[c + i];
@@ -66,12 +66,12 @@ class Backward {
     }
 
     void project_norm() {
-        const std::vector<float> norm = norms.rows(PROJECTION);
+        const Floats norm = norms.rows(PROJECTION);
         Sums found(parts.count(), 2 * b.out);
         parts.each([&](const Parts::Part& part, int) {
             const Map m{part.count, pixels, b.out};
             const int64_t at = part.first * pixels * b.out;
-            std::vector<float> own(part.count * 5 * b.out);
+            Floats own(part.count * 5 * b.out);
             mbconv_reduce(p + at, g + at, HALF, &m, norm.data(), 0, 0, nullptr, parts.inner,
                           own.data(), nullptr);
             float* const sums = found.of(part.number);
@@ -85,7 +85,7 @@ class Backward {
 
     void projection() {
         const Packed<T> weight({b.project, b.out, d.c, d.c, 1}, threads);
-        const std::vector<float> out_norm = norms.rows(PROJECTION), norm = norms.rows(DEPTHWISE);
+        const Floats out_norm = norms.rows(PROJECTION), norm = norms.rows(DEPTHWISE);
         const int64_t wide = parts.size * pixels * d.c;
         const Scratch<T> gradients(parts.workers(), parts.size * pixels * b.out),
             activated(parts.workers(), wide);
@@ -94,13 +94,13 @@ class Backward {
         parts.each([&](const Parts::Part& part, int thread) {
             const Map out{part.count, pixels, b.out}, m{part.count, pixels, d.c};
             const int64_t rows = part.count * pixels, first = part.first * pixels;
-            const std::vector<float> keep = spread_keep(b, part.first, part.count);
+            const Floats keep = spread_keep(b, part.first, part.count);
             T *const dp = gradients.of(thread), *const a = activated.of(thread);
             T* const own = db + first * d.c;
             mbconv_apply(p + first * b.out, g + first * b.out, HALF, &out, out_norm.data(), 0,
                          or_null(keep), nullptr, project_means.data(), parts.inner, dp);
             weight.product(dp, rows, parts.inner, own);
-            std::vector<float> sums(part.count * 5 * d.c);
+            Floats sums(part.count * 5 * d.c);
             const float* const scale = scales(part);
             mbconv_reduce(middle + first * d.c, own, HALF, &m, norm.data(), act, b.squeezed > 0,
                           scale, parts.inner, sums.data(), a);
@@ -158,7 +158,7 @@ class Backward {
         const Scratch<float> weights(parts.count(), taps() * d.c);
         parts.each([&](const Parts::Part& part, int thread) {
             const int64_t at = part.first * into * d.c;
-            std::vector<float> sums(2 * d.c);
+            Floats sums(2 * d.c);
             depthwise_part(part, x + at, nullptr, dx ? dx + at : scratch.of(thread),
                            weights.of(part.number), sums.data());
             if (dx && b.residual)
@@ -170,8 +170,8 @@ class Backward {
     // One round as far as the block's input, which then lacks what the norm takes off.
     void depthwise_and_expansion() {
         after = norms.rows(DEPTHWISE);
-        const std::vector<float> norm = norms.rows(EXPANSION), own = rounded_weight();
-        std::vector<float> scale(d.c), scaled(own), less(4 * b.in, 1.0f);
+        const Floats norm = norms.rows(EXPANSION), own = rounded_weight();
+        Floats scale(d.c), scaled(own), less(4 * b.in, 1.0f);
         for (int64_t i = 0; i < d.c; ++i) {
             scale[i] = norm[2 * d.c + i] * norm[d.c + i];
             for (int64_t k = 0; k < b.in; ++k) scaled[i * b.in + k] *= scale[i];
@@ -205,17 +205,17 @@ class Backward {
             }
             weight_gradient(source, dz, rows, b.in, d.c, parts.inner, expand.of(part.number));
         });
-        const std::vector<float> means = means_of(found.total(0, 2 * d.c), EXPANSION, d.n * into);
+        const Floats means = means_of(found.total(0, 2 * d.c), EXPANSION, d.n * into);
         join_weights(weights, parts.count(), d.c, taps(), false, threads, to.depthwise);
         join_weights(expand, parts.count(), b.in, d.c, true, threads, to.expand);
         correct(own, norm, scale, means, less);
     }
 
     // What the norm takes off, at the expansion's weight and at the input; and the shortcut.
-    void correct(const std::vector<float>& own, const std::vector<float>& norm,
-                 const std::vector<float>& scale, const std::vector<float>& means,
-                 const std::vector<float>& less) {
-        std::vector<float> taken(own), matrix(b.in * b.in, 0.0f), row(b.in, 0.0f);
+    void correct(const Floats& own, const Floats& norm,
+                 const Floats& scale, const Floats& means,
+                 const Floats& less) {
+        Floats taken(own), matrix(b.in * b.in, 0.0f), row(b.in, 0.0f);
         const float count = static_cast<float>(d.n * into);
         for (int64_t i = 0; i < d.c; ++i) {
             const float along = b.spread ? scale[i] * means[d.c + i] * norm[d.c + i] : 0.0f;
@@ -250,7 +250,7 @@ class Backward {
     // Two rounds: the norm needs the sums over the batch before the expansion's turn.
     void depthwise_then_expansion() {
         after = norms.rows(DEPTHWISE);
-        const std::vector<float> norm = norms.rows(EXPANSION);
+        const Floats norm = norms.rows(EXPANSION);
         const Packed<T> weight({b.expand, b.in, d.c, 1, b.in}, threads),
             back({b.expand, d.c, b.in, b.in, 1}, threads);
         const int64_t wide = parts.size * into * d.c;
@@ -269,7 +269,7 @@ class Backward {
             depthwise_part(part, map(part, thread), norm.data(), dz + part.first * into * d.c,
                            weights.of(part.number), found.of(part.number));
         });
-        const std::vector<float> means = means_of(found.total(0, 2 * d.c), EXPANSION, d.n * into);
+        const Floats means = means_of(found.total(0, 2 * d.c), EXPANSION, d.n * into);
         join_weights(weights, parts.count(), d.c, taps(), false, threads, to.depthwise);
         parts.each([&](const Parts::Part& part, int thread) {
             const int64_t first = part.first * into, rows = part.count * into, at = first * b.in;
@@ -286,8 +286,8 @@ class Backward {
     }
 
     // The expansion's weight, as exact as maps are multiplied with it.
-    std::vector<float> rounded_weight() const {
-        std::vector<float> w(d.c * b.in);
+    Floats rounded_weight() const {
+        Floats w(d.c * b.in);
         for_vectors(d.c * b.in, d.c * b.in, [&](int64_t i, auto lanes) {
             store(&w[i], as_stored(x, load(b.expand + i, lanes)), lanes);
         });
@@ -306,10 +306,10 @@ class Backward {
     T* const dx;
     const Parts parts;
     T* const db;  // the gradient behind the gate
-    std::vector<float> factor, offset;  // [n, c]: of the gate, and what its mean sends back
-    std::vector<float> squeezed;        // [n, squeezed]: inside the gate
+    Floats factor, offset;  // [n, c]: of the gate, and what its mean sends back
+    Floats squeezed;        // [n, squeezed]: inside the gate
     const Gate gate;
-    std::vector<float> project_means, middle_means, after;
+    Floats project_means, middle_means, after;
 };
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "api.h"
+#include "floats.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -43,7 +44,7 @@ template <class T>
 void chunk_sums(const T* x, int64_t pixels, int64_t c, float* own) {
     const int64_t width = padded(c);
     float *const shift = own, *const sum = own + width, *const products = sum + width;
-    std::vector<float> tile(TILE * width, 0.0f);
+    Floats tile(TILE * width, 0.0f);
     for_vectors(c, c, [&](int64_t i, auto lanes) { store(shift + i, load(x + i, lanes)); });
     for (int64_t first = 0; first < pixels; first += TILE) {
         const int64_t rows = pixels - first < TILE ? pixels - first : TILE;
@@ -67,7 +68,7 @@ template <class T>
 void covariance(const T* x, const Map& m, int threads, float* mean, float* result) {
     const int64_t per = chunks(m.pixels), tasks = m.n * per, c = m.c, width = padded(c);
     const int64_t size = (2 + width) * width;
-    std::vector<float> partial(tasks * size, 0.0f);
+    Floats partial(tasks * size, 0.0f);
     const auto count = [&](int64_t t) {
         const int64_t rest = m.pixels - t % per * CHUNK;
         return rest < CHUNK ? rest : CHUNK;

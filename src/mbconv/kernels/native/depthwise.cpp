@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "api.h"
+#include "floats.h"
 #include "parallel.h"
 #include "rows.h"
 
@@ -135,7 +136,7 @@ int64_t scratch_size(const Depthwise& d) {
     return ((d.kernel + 1) * columns(d) + rounded_up(d.ow, STRIP) + d.kernel * d.kernel) * GROUP;
 }
 
-void join(const std::vector<Sums>& sums, const Depthwise& d, float* mean, float* variance) {
+void join(const std::vector<Sums, CacheLines<Sums>>& sums, const Depthwise& d, float* mean, float* variance) {
     std::vector<double> middle(d.c, 0.0), total(d.c, 0.0), seen(d.c, 0.0);
     for (int64_t number = 0; number < Task::count(d); ++number) {
         const Task task(d, number);
@@ -161,8 +162,8 @@ template <class T>
 bool depthwise(const T* x, const Depthwise& d, const float* norm, int act, const float* weight,
                const float* bias, int threads, T* y, float* mean, float* variance) {
     const int64_t tasks = Task::count(d), size = scratch_size(d);
-    std::vector<Sums> sums(mean ? tasks : 0);  // zeros
-    std::vector<float> scratch(threads * size, 0.0f);
+    std::vector<Sums, CacheLines<Sums>> sums(mean ? tasks : 0);  // zeros
+    Floats scratch(threads * size, 0.0f);
     Activate<T> activate = nullptr;
     with_activation<T>(act, [&](auto kind) { activate = activate_row<decltype(kind), T>; });
     const bool known = with_geometry(d.kernel, d.stride, [&](auto k, auto s) {

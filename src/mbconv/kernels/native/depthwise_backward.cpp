@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "api.h"
+#include "floats.h"
 #include "parallel.h"
 #include "rows.h"
 
@@ -233,7 +234,7 @@ void sweep(const Job<T>& job, const Task& task, float* scratch, float* dw, float
 }
 
 // The tasks' gradients at the weights and sums, joined in the tasks' order for each group.
-void join(const std::vector<float>& partial, const Depthwise& d, int threads, float* dw,
+void join(const Floats& partial, const Depthwise& d, int threads, float* dw,
           float* sums) {
     const int64_t taps = d.kernel * d.kernel, own = (taps + 2) * GROUP;
     const int64_t phases = d.dilation * d.dilation;
@@ -256,8 +257,8 @@ bool backward(const Job<T>& job, int threads, float* dw, float* sums) {
     const Depthwise& d = job.d;
     const Layout size(d);
     const int64_t tasks = Task::count(d), taps = d.kernel * d.kernel, own = (taps + 2) * GROUP;
-    std::vector<float> partial(tasks * own, 0.0f);
-    std::vector<float> scratch(threads * size.total, 0.0f);
+    Floats partial(tasks * own, 0.0f);
+    Floats scratch(threads * size.total, 0.0f);
     const bool known = with_geometry(d.kernel, d.stride, [&](auto k, auto s) {
         parallel(tasks, threads, [&](int64_t task, int thread) {
             float* const mine = &partial[task * own];

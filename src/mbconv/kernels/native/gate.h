@@ -1,9 +1,8 @@
 // Squeeze-and-excitation of one sample: from the mean of each channel to its factor, and back.
 #pragma once
 
-#include <vector>
-
 #include "activation.h"
+#include "floats.h"
 #include "simd.h"
 
 namespace mbconv {
@@ -28,7 +27,7 @@ struct Gate {
     const float* expand_bias;           // [wide]
     int act;
     bool hard;                          // hard-sigmoid instead of the sigmoid
-    std::vector<float> expand;          // [narrow, wide], so that all vectors are long
+    Floats expand;          // [narrow, wide], so that all vectors are long
 
     Gate(int64_t wide, int64_t narrow, const float* reduce, const float* reduce_bias,
          const float* expand_rows, const float* expand_bias, int act, bool hard)

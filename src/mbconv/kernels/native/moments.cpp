@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "api.h"
+#include "floats.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -36,7 +37,7 @@ void chunk_sums(const T* x, int64_t pixels, int64_t c, float* sum, float* square
 template <class T>
 void moments(const T* x, Map m, int threads, float* mean, float* variance) {
     const int64_t per = chunks(m.pixels), tasks = m.n * per, c = m.c;
-    std::vector<float> partial(tasks * 2 * c, 0.0f);
+    Floats partial(tasks * 2 * c, 0.0f);
     const auto first = [&](int64_t t) { return x + ((t / per) * m.pixels + t % per * CHUNK) * c; };
     const auto count = [&](int64_t t) {
         const int64_t rest = m.pixels - t % per * CHUNK;

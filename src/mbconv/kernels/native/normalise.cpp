@@ -5,10 +5,9 @@
 //
 // Order: chunk of pixels > eight pixels > channels: the map is streamed in the order it lies in
 // memory, and the channel's parameters are loaded once for eight pixels.
-#include <vector>
-
 #include "activation.h"
 #include "api.h"
+#include "floats.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -73,7 +72,7 @@ template <class Act, bool OUTPUT, class T>
 void pool(const T* x, const Map& m, const float* rows, int threads, float* mean, T* y) {
     const Norm norm(rows, m.c);
     const int64_t per = chunks(m.pixels);
-    std::vector<float> partial(m.n * per * m.c, 0.0f);
+    Floats partial(m.n * per * m.c, 0.0f);
     for_chunks(m, threads, [&](int64_t sample, int64_t first, int64_t pixels, int64_t chunk) {
         for (int64_t p = 0; p < pixels; p += ROWS) {
             const int64_t at = (sample * m.pixels + first + p) * m.c;

@@ -10,10 +10,9 @@
 //     dx = gamma * inverse * (dz - m0 - n * m1),  dz = (g * factor + offset) a'
 //
 // Order: chunk of pixels > eight pixels > channels, as in the forward pass.
-#include <vector>
-
 #include "activation.h"
 #include "api.h"
+#include "floats.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -68,7 +67,7 @@ void reduce(const T* x, const T* grad, const Map& m, const float* rows, const fl
             int threads, float* sums, T* y) {
     const Norm norm(rows, m.c);
     const int64_t per = chunks(m.pixels), width = SUMS * m.c;
-    std::vector<float> partial(m.n * per * width, 0.0f);
+    Floats partial(m.n * per * width, 0.0f);
     parallel(m.n * per, threads, [&](int64_t t, int) {
         const int64_t first = t % per * CHUNK, sample = t / per, rest = m.pixels - first;
         const int64_t pixels = rest < CHUNK ? rest : CHUNK;

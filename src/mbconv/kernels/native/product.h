@@ -1,8 +1,7 @@
 // Rows of a map times a small matrix: a 1x1 convolution.
 #pragma once
 
-#include <vector>
-
+#include "floats.h"
 #include "simd.h"
 
 namespace mbconv {
@@ -23,7 +22,7 @@ class Packed {
 
   private:
     Matrix shape;
-    std::vector<float> numbers;
+    Floats numbers;
 };
 
 }  // namespace mbconv

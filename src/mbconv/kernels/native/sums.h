@@ -14,7 +14,7 @@ class Sums {
     Sums(int64_t parts, int64_t size) : size(size), found(parts * size) {}
     float* of(int64_t part) { return &found[part * size]; }
     // Their totals, from `begin` on.
-    std::vector<float> total(int64_t begin, int64_t count) const {
+    Floats total(int64_t begin, int64_t count) const {
         std::vector<double> sum(count, 0.0);
         for (size_t at = begin; at < found.size(); at += size)
             for (int64_t i = 0; i < count; ++i) sum[i] += found[at + i];
@@ -23,7 +23,7 @@ class Sums {
 
   private:
     int64_t size;
-    std::vector<float> found;
+    Floats found;
 };
 
 // Sums [m, n] of each part -> the whole's in `to`, or transposed, [n, m].
@@ -32,7 +32,7 @@ inline void join_weights(const Scratch<float>& sums, int64_t parts, int64_t m, i
     constexpr int64_t ROWS = 16;  // a cache line of the transposed
     parallel((m + ROWS - 1) / ROWS, threads, [&](int64_t task, int) {
         const int64_t first = task * ROWS, own = std::min(ROWS, m - first), count = own * n;
-        std::vector<float> total(sums.of(0) + first * n, sums.of(0) + first * n + count);
+        Floats total(sums.of(0) + first * n, sums.of(0) + first * n + count);
         for (int64_t part = 1; part < parts; ++part)
             add_times(1.0f, sums.of(part) + first * n, count, total.data());
         if (!transposed) std::copy(total.begin(), total.end(), to + first * n);

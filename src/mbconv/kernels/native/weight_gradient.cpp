@@ -8,9 +8,8 @@
 #include "weight_gradient.h"
 
 #include <algorithm>
-#include <memory>
-#include <vector>
 
+#include "floats.h"
 #include "pairs.h"
 #include "parallel.h"
 
@@ -69,7 +68,7 @@ template <class T>
 void strip_of(const float* narrow, const T* b, int64_t rows, int64_t m, int64_t n, int64_t begin,
               float* result) {
     const int64_t own = std::min(STRIP, n - begin), width = padded(m);
-    std::vector<float> sums(width * STRIP, 0.0f), wide(TILE / STEP<T> * STRIP, 0.0f);
+    Floats sums(width * STRIP, 0.0f), wide(TILE / STEP<T> * STRIP, 0.0f);
     for (int64_t first = 0; first < rows; first += TILE) {
         const int64_t count = std::min(TILE, rows - first), steps = (count + STEP<T> - 1) / STEP<T>;
         copy_rows(b + first * n + begin, count, n, own, STRIP, wide.data());
@@ -93,14 +92,15 @@ template <class T>
 void weight_gradient(const T* a, const T* b, int64_t rows, int64_t m, int64_t n, int threads,
                      float* sums) {
     const int64_t width = padded(m), tiles = (rows + TILE - 1) / TILE;
-    const std::unique_ptr<float[]> narrow(new float[(rows + STEP<T> - 1) / STEP<T> * width]);
+    const Scratch<float> copy(1, (rows + STEP<T> - 1) / STEP<T> * width);
+    float* const narrow = copy.of(0);
     parallel(tiles, threads, [&](int64_t tile, int) {
         const int64_t first = tile * TILE;
         copy_rows(a + first * m, std::min(TILE, rows - first), m, m, width,
-                  &narrow[first / STEP<T> * width]);
+                  narrow + first / STEP<T> * width);
     });
     parallel((n + STRIP - 1) / STRIP, threads, [&](int64_t strip, int) {
-        strip_of(narrow.get(), b, rows, m, n, strip * STRIP, sums);
+        strip_of(narrow, b, rows, m, n, strip * STRIP, sums);
     });
 }
 
