@@ -19,6 +19,7 @@ import mbconv
 from mbconv.kernels import native
 from mbconv.kernels.reference import ACTIVATIONS, Geometry
 from mbconv.measure.ceilings import ceilings, seconds
+from mbconv.measure.memory import keep_freed_memory
 from mbconv.record import Record, write_records
 
 CACHE = 32 * 2**20
@@ -89,6 +90,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as training does: else the largest maps' pages are new at every call
     most = ceilings()
     print(f"copy {most.bandwidth / 1e9:.1f} GB/s, float32 product "
           f"{most.arithmetic / 1e9:.0f} GFLOP/s, "

@@ -2,14 +2,10 @@
 
 from typing import get_args
 
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from mbconv.arch.block import Activation, Block, Gate, Kind, Shortcut, Sigmoid
 from mbconv.arch.spec import Padding, Pooling, Spec, Stage
-
-# The same examples in every run, and no failure because the machine is busy.
-steady = settings(deadline=None, derandomize=True)
 
 _activations = st.sampled_from(get_args(Activation))
 

@@ -17,7 +17,7 @@ from mbconv.errors import UserError
 from mbconv.kernels import dispatch
 from mbconv.nn import build
 from mbconv.report.network import info_dict, network_table, show, skip_rows, skip_table
-from strategies import specs, steady
+from strategies import specs
 
 MIB = 2**20
 
@@ -123,7 +123,7 @@ def test_kept_bytes_of_a_batch_of_two(name: str) -> None:
     assert cost(spec, 96).saved_bytes == pytest.approx(counted, rel=0.01)
 
 
-@settings(steady, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(specs())
 def test_any_network_costs_what_its_module_counts(spec: Spec) -> None:
     spec = spec.replace(drop_path=0)  # whose masks, four bytes a block, are not counted

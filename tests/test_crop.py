@@ -47,7 +47,7 @@ def distance(a: Pixels, b: Pixels | NDArray[np.int64]) -> float:
 # -- boxes ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.integers(1, 4000), st.integers(1, 4000), st.integers(0, 2**32), st.floats(0.01, 1),
     st.tuples(st.floats(0.2, 5), st.floats(0.2, 5)).map(sorted),

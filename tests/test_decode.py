@@ -209,7 +209,7 @@ def test_a_copy_that_ends_in_zeros_is_cut_off() -> None:
     assert decode(data + bytes(4096)).size == (320, 240)  # whole, with a padded end
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(FORMATS),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),

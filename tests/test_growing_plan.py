@@ -20,7 +20,7 @@ from mbconv.growing.plan import Move, Plan, Span, plan
 from mbconv.growing.target import target_spec
 from mbconv.weights.assemble import outline
 from small import SMALL
-from strategies import specs, steady
+from strategies import specs
 
 CHAINS = {
     "efficientnet_b": [f"efficientnet_b{i}" for i in range(8)],
@@ -56,7 +56,7 @@ def test_layout_is_the_state_dict(name: str) -> None:
     assert list(tensor_shapes(get_spec(name)).items()) == list(expected.items())
 
 
-@settings(steady, max_examples=50)
+@settings(max_examples=50)
 @given(specs())
 def test_layout_of_any_network(spec: Spec) -> None:
     expected = {k: tuple(v.shape) for k, v in outline(spec).state_dict().items()}
@@ -189,7 +189,7 @@ def test_kernel_one_with_a_stride_stays_under_same_padding() -> None:
     ]
 
 
-@settings(steady, max_examples=100)
+@settings(max_examples=100)
 @given(specs(), specs())
 def test_the_nearest_target_can_always_be_reached(source: Spec, target: Spec) -> None:
     made = plan(source, target, "nearest")

@@ -23,7 +23,6 @@ from mbconv.kernels.block import block as block_operator
 from mbconv.kernels.depthwise import depthwise
 from mbconv.kernels.norm import norm_act, norm_act_pool
 from mbconv.nn import ConvNormAct, MBConvBlock, MBConvNet, build
-from strategies import steady
 
 Grads = dict[str, Tensor]
 FUSED_ACTS = [act for act in get_args(Activation) if act != "gelu"]
@@ -124,7 +123,6 @@ def blocks(draw: st.DrawFn) -> tuple[MBConvBlock, Tensor]:
     return module, x.contiguous(memory_format=layout)
 
 
-@steady
 @given(case=blocks(), memory=st.sampled_from(get_args(kernels.Memory)))
 def test_a_block_learns_as_its_plain_modules_do(
     case: tuple[MBConvBlock, Tensor], memory: kernels.Memory

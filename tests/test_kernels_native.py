@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from mbconv.kernels import native, reference
 from mbconv.kernels.reference import ACTIVATIONS, Act, After, Geometry
-from strategies import steady
 
 SETS = [name for name in native.usable() if name in native.compiled()]
 pytestmark = pytest.mark.skipif(not SETS, reason="the install found no compiler")
@@ -30,8 +30,8 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def agree(found: Tensor | None, expected: Tensor | None, dtype: torch.dtype) -> None:
-    """Relative error, over the whole tensor, of a map stored as `dtype` or of float32 sums."""
+def agree(found: Tensor | None, expected: Tensor | None, within: float = 1e-5) -> None:
+    """By the relative error over the whole tensor, of a map or of float32 sums."""
     if found is None or expected is None:
         assert found is expected
         return
@@ -39,9 +39,14 @@ def agree(found: Tensor | None, expected: Tensor | None, dtype: torch.dtype) -> 
     if not expected.numel():
         return
     # A map of one value may be off by half a unit in bfloat16's last place, which is 2^-8 of it.
-    bound = 2**-8 + 1e-5 if found.dtype == torch.bfloat16 else 1e-5
+    bound = within + (2**-8 if found.dtype == torch.bfloat16 else 0)
     error = (found.double() - expected).norm() / expected.norm().clamp_min(1e-6 * expected.numel())
     assert error < bound, f"{error:.2e}"
+
+
+def exactness(act: Act, x: Tensor) -> float:
+    """How exact what follows an activation is: of bf16 maps SiLU is taken to 1.4e-4 of itself."""
+    return 1.5e-4 if act == "silu" and x.dtype == torch.bfloat16 else 1e-5
 
 
 @st.composite
@@ -66,35 +71,32 @@ def norms(channels: int) -> Tensor:
 acts = st.sampled_from(ACTIVATIONS)
 
 
-@steady
 @given(x=maps(), mean=st.sampled_from((0.0, 1e3)))
 def test_moments(x: Tensor, mean: float) -> None:
     x = (x + mean).to(x.dtype)
     found, expected = native.moments(x), reference.moments(x.double())
     for own, wide in zip(found, expected, strict=True):
-        agree(own, wide, torch.float32)
+        agree(own, wide)
 
 
-@steady
 @given(x=maps(), mean=st.sampled_from((0.0, 1e3)))
 def test_covariance(x: Tensor, mean: float) -> None:
     x = (x + mean).to(x.dtype)
     found = native.covariance(x)
-    agree(found[0], reference.covariance(x.double())[0], torch.float32)
-    agree(found[1:], reference.covariance(x.double())[1:], torch.float32)
+    agree(found[0], reference.covariance(x.double())[0])
+    agree(found[1:], reference.covariance(x.double())[1:])
     assert torch.equal(found[1:], found[1:].t())
 
 
-@steady
 @given(x=maps(), outputs=st.sampled_from((1, 8, 16, 17, 40, 48, 100)), turned=st.booleans())
 def test_products(x: Tensor, outputs: int, turned: bool) -> None:
     weight = like((x.shape[3], outputs), 5).t() if turned else like((outputs, x.shape[3]), 5)
     found = native.product(x, weight)
-    agree(found, reference.product(x.double(), weight.to(x.dtype).double()), x.dtype)
+    agree(found, reference.product(x.double(), weight.to(x.dtype).double()))
     grad = like((*x.shape[:3], outputs), 6).to(x.dtype)
     dw = native.weight_gradient(grad, x)
     wide = reference.weight_gradient(grad.double(), x.double())
-    agree(dw.to(x.dtype), wide, x.dtype)  # as exact as the library, where it does it
+    agree(dw.to(x.dtype), wide)  # as exact as the library, where it does it
 
 
 def test_variance_does_not_cancel() -> None:
@@ -108,7 +110,6 @@ def test_variance_does_not_cancel() -> None:
     torch.testing.assert_close(found[1], torch.full((20,), (64**2 - 1) / 12))
 
 
-@steady
 @given(x=maps(), act=acts, with_factor=st.booleans(), with_addend=st.booleans())
 def test_normalise_and_pool(x: Tensor, act: Act, with_factor: bool, with_addend: bool) -> None:
     norm = norms(x.shape[3])
@@ -116,11 +117,22 @@ def test_normalise_and_pool(x: Tensor, act: Act, with_factor: bool, with_addend:
     addend = like(x.shape, 3).to(x.dtype) if with_addend else None
     found = native.normalise(x, norm, act, factor, addend)
     wide = reference.normalise(x.double(), norm.double(), act, factor, addend)
-    agree(found, wide, x.dtype)
-    agree(native.pool(x, norm, act), reference.pool(x.double(), norm.double(), act), torch.float32)
+    agree(found, wide, exactness(act, x))
+    pooled = reference.pool(x.double(), norm.double(), act)
+    agree(native.pool(x, norm, act), pooled, exactness(act, x))
 
 
-@steady
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_silu_at_its_ends(dtype: torch.dtype) -> None:
+    ends = [-1e30, -200.0, -88.0, -20.0, -1e-30, 0.0, 1e-30, 20.0, 200.0, 1e30, float("nan")]
+    x = torch.tensor(ends).to(dtype).view(1, 1, 1, -1)
+    norm = torch.tensor([0.0, 1.0, 1.0, 0.0])[:, None].expand(4, len(ends)).contiguous()
+    y = native.normalise(x, norm, "silu")
+    torch.testing.assert_close(
+        y, F.silu(x.double()).to(dtype), rtol=0.01, atol=1e-7, equal_nan=True
+    )
+
+
 @given(x=maps(), act=acts, gated=st.booleans(), output=st.booleans(), with_grad=st.booleans())
 def test_normalise_backward(
     x: Tensor, act: Act, gated: bool, output: bool, with_grad: bool
@@ -133,16 +145,15 @@ def test_normalise_backward(
     options = {"gated": gated, "factor": factor if output else None, "output": output}
     found, y = native.reduce(x, grad, norm, act, **options)
     expected, wide_y = reference.reduce(wide, grad, norm.double(), act, **options)
-    agree(found, expected, torch.float32)
-    agree(y, wide_y, x.dtype)
+    agree(found, expected, exactness(act, x))
+    agree(y, wide_y, exactness(act, x))
     means = like((2, x.shape[3]), 6)
     for f, o in ((factor, offset), (None, offset), (factor, None), (None, None)):
         dx = native.apply(x, grad, norm, act, means, factor=f, offset=o)
         agree(dx, reference.apply(wide, grad, norm.double(), act, means, factor=f, offset=o),
-              x.dtype)  # fmt: skip
+              exactness(act, x))  # fmt: skip
 
 
-@steady
 @given(x=maps(), act=acts, kernel=st.sampled_from((3, 5, 7)), stride=st.sampled_from((1, 2)),
        dilation=st.integers(1, 4), same=st.booleans(), normed=st.booleans(),
        with_bias=st.booleans())  # fmt: skip
@@ -162,22 +173,20 @@ def test_depthwise(
         wide, norm64, act, weight.double(), geometry,
         bias=None if bias is None else bias.double(), statistics=True,
     )  # fmt: skip
-    agree(found, expected, x.dtype)
+    within = exactness(act, x) if normed else 1e-5
+    agree(found, expected, within)
     assert own is not None
     assert statistics is not None
     if x.dtype == torch.float32:
-        agree(own[0], statistics[0], x.dtype)
-        agree(own[1], statistics[1], x.dtype)
+        agree(own[0], statistics[0])
+        agree(own[1], statistics[1])
     grad = like(found.shape, 4).to(x.dtype)
     results = native.depthwise_backward(x, grad, norm, act, weight, geometry)
     wanted = reference.depthwise_backward(wide, grad, norm64, act, weight.double(), geometry)
-    agree(results[0], wanted[0], x.dtype)
-    agree(results[1], wanted[1], torch.float32)
-    if normed:
-        agree(results[2], wanted[2], torch.float32)
+    for part in range(3 if normed else 2):
+        agree(results[part], wanted[part], within)
 
 
-@steady
 @given(x=maps(), act=acts, stride=st.sampled_from((1, 2)), dilation=st.sampled_from((1, 2)),
        factored=st.booleans(), offset=st.booleans())  # fmt: skip
 def test_the_way_back_through_what_follows_a_depthwise_convolution(
@@ -200,7 +209,7 @@ def test_the_way_back_through_what_follows_a_depthwise_convolution(
         wide, grad.double(), norm.double(), act, weight.double(), geometry, after64
     )
     for own, expected in zip(found, wanted, strict=True):
-        agree(own, expected, x.dtype)
+        agree(own, expected, exactness(act, x))
 
 
 def _before(size: int, kernel: int, stride: int, same: bool) -> int:

@@ -108,7 +108,7 @@ def test_equal_logits_are_no_hits_for_every_class() -> None:
 
 
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 60), classes=st.integers(2, 8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_class_scores_agree_with_scikit_learn(seed: int, n: int, classes: int) -> None:
     logits, targets = random_answers(n, classes, seed)
     predicted = logits.argmax(1)

@@ -302,7 +302,7 @@ def test_zero_gamma_makes_each_block_its_shortcut_at_the_start(shortcut: Shortcu
 # Any combination
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(spec=specs(), height=st.integers(1, 40), width=st.integers(1, 40))
 def test_any_spec_builds_and_learns(spec: Spec, height: int, width: int) -> None:
     torch.manual_seed(0)

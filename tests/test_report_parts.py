@@ -18,7 +18,6 @@ from fake_run import fake_run, metrics
 from html_page import Page
 from mbconv.report import figures, words
 from mbconv.report.run import write_report
-from strategies import steady
 
 
 def page(folder: Path, **options: Any) -> Page:
@@ -79,7 +78,6 @@ def test_the_advice_depends_on_the_run(
 # Figures
 
 
-@steady
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6), st.integers(3, 8))
 def test_axes_enclose_the_values_in_round_steps(low: float, span: float, most: int) -> None:
     axis = figures.scale(low, low + span, most)

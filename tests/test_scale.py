@@ -14,7 +14,7 @@ from mbconv.arch.scale import scale, small_map, with_output_stride
 from mbconv.arch.spec import Spec, Stage
 from mbconv.arch.zoo import get_spec
 from mbconv.errors import UserError
-from strategies import specs, steady
+from strategies import specs
 
 coefficients = st.floats(0.1, 4)
 
@@ -34,14 +34,12 @@ def test_the_papers_formula_below_b0(phi: int, resolution: int, params: int, mma
     assert found.macs / 1e6 == pytest.approx(mmacs, abs=0.051)
 
 
-@steady
 @given(specs())
 def test_coefficients_of_one_change_nothing(spec: Spec) -> None:
     assert scale(spec) == spec
     assert scale(spec, resolution=spec.resolution) == spec
 
 
-@steady
 @given(specs(), coefficients, coefficients)
 def test_scaled_widths_follow_the_divisor(spec: Spec, width: float, depth: float) -> None:
     assume(width != 1)
@@ -59,7 +57,6 @@ def test_scaled_widths_follow_the_divisor(spec: Spec, width: float, depth: float
     assert [s.stride for s in scaled.stages] == [s.stride for s in spec.stages]
 
 
-@steady
 @given(specs(), coefficients)
 def test_depth_is_rounded_by_the_specs_rule(spec: Spec, depth: float) -> None:
     assume(all(abs(len(s.blocks) * depth % 0.5) > 1e-6 for s in spec.stages))
@@ -80,7 +77,6 @@ def test_depth_is_rounded_by_the_specs_rule(spec: Spec, depth: float) -> None:
         assert all(block == repeated for block in new.blocks[len(old.blocks) :])
 
 
-@steady
 @given(specs(one_width=True), st.lists(coefficients, min_size=2, max_size=2), coefficients)
 def test_cost_grows_with_every_coefficient(spec: Spec, pair: list[float], other: float) -> None:
     small, large = sorted(pair)
@@ -178,7 +174,6 @@ def test_the_table_scales_another_networks_resolution_alike() -> None:
     assert scale(B0.replace(resolution=112), phi=4, mode="table").resolution == 190 // 4 * 4 + 4
 
 
-@steady
 @given(specs(one_width=True), st.lists(st.floats(-8, 8), min_size=2, max_size=2))
 def test_cost_grows_with_phi(spec: Spec, pair: list[float]) -> None:
     assume(0.0 not in pair)  # which keeps widths that the divisor does not divide

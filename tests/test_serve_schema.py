@@ -20,7 +20,7 @@ def test_it_does_what_it_describes(small_server: Server) -> None:
     for operation in operations:
 
         @given(case=operation.as_strategy())
-        @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=25, suppress_health_check=list(HealthCheck))
         def check(case: Any) -> None:
             # Any bytes are described as a file, and few bytes are a picture.
             case.call_and_validate(excluded_checks=[positive_data_acceptance])

@@ -137,7 +137,7 @@ def test_evaluation_takes_what_training_does_not(tmp_path: Path) -> None:
         check_trainable(found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(2, 60), min_size=2, max_size=5), st.integers(0, 99))
 def test_every_class_is_dealt_to_every_split(counts: list[int], seed: int) -> None:
     dataset = made(counts)
@@ -171,7 +171,7 @@ def test_a_new_file_moves_few_others() -> None:
     assert len(moved) <= 6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_groups_stay_together(data: st.DataObject) -> None:
     dataset = made([20, 30, 5])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mbconv.arch.block import Block, Conv, eca_kernel, round_width
 from mbconv.arch.spec import Spec, Stage
 from mbconv.errors import UserError
-from strategies import specs, steady
+from strategies import specs
 
 block: Any = Block  # without types, for the mistakes that a type checker would find
 stage: Any = Stage
@@ -46,7 +46,6 @@ SPEC_CHANGES: dict[str, Any] = {
 }  # fmt: skip
 
 
-@steady
 @given(specs())
 def test_json_restores_the_spec_exactly(spec: Spec) -> None:
     again = Spec.from_json(spec.to_json())
@@ -55,7 +54,6 @@ def test_json_restores_the_spec_exactly(spec: Spec) -> None:
     assert again.to_json() == spec.to_json()
 
 
-@steady
 @given(specs(), st.text(max_size=8))
 def test_names_do_not_change_the_hash(spec: Spec, text: str) -> None:
     assert spec.replace(name=text, source=text).hash == spec.hash
@@ -230,7 +228,6 @@ def test_round_width(width: float, divisor: int, tenth_rule: bool, expected: int
     assert round_width(width, divisor, tenth_rule) == expected
 
 
-@steady
 @given(st.floats(1, 4000), st.sampled_from((1, 4, 8, 16, 32)), st.booleans())
 def test_rounded_widths_are_multiples_nearby(width: float, divisor: int, tenth: bool) -> None:
     rounded = round_width(width, divisor, tenth)
@@ -326,7 +323,7 @@ json_values = st.recursive(
 )
 
 
-@settings(steady, max_examples=300)
+@settings(max_examples=300)
 @given(st.data())
 def test_any_json_in_place_of_a_field_is_a_spec_or_a_user_error(data: st.DataObject) -> None:
     plain = json.loads(TINY.to_json())

@@ -103,7 +103,7 @@ def test_loading_leaves_the_random_generator_alone(path: Path) -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(spec=specs())
 def test_any_spec_comes_back(tmp_path_factory: pytest.TempPathFactory, spec: Spec) -> None:
     path = str(tmp_path_factory.mktemp("any") / "model.safetensors")
@@ -277,7 +277,7 @@ def test_tensors_that_do_not_fit_the_spec(
     refusal(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_damaged_file_never_crashes_or_changes_weights(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

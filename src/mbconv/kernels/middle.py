@@ -34,10 +34,14 @@ def convolve(
             x, norm, act, own, place, statistics=statistics
         )
         return found
+    y = dense(x, weight, place)
+    return y, k.moments(y) if statistics else None
+
+
+def dense(x: Tensor, weight: Tensor, place: Geometry) -> Tensor:
     whole, padding = _operand(x, place)
     y = F.conv2d(whole, weight.to(x.dtype), None, place.stride, padding, place.dilation)
-    y = y.permute(0, 2, 3, 1).contiguous()
-    return y, k.moments(y) if statistics else None
+    return y.permute(0, 2, 3, 1).contiguous()
 
 
 def convolve_backward(
@@ -57,6 +61,13 @@ def convolve_backward(
         return dx, dw
     dy = k.apply(after.y, grad, after.norm, act, after.means, factor=after.factor,
                  offset=after.offset)  # fmt: skip
+    return dense_backward(x, dy, weight, place, need_dx)
+
+
+def dense_backward(
+    x: Tensor, dy: Tensor, weight: Tensor, place: Geometry, need_dx: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradient at its output -> at x (empty if not needed) and at the weight."""
     (whole, padding), two = _operand(x, place), [0, 0]
     dx, dw, _ = torch.ops.aten.convolution_backward(
         dy.permute(0, 3, 1, 2), whole, weight.to(x.dtype), None, [place.stride] * 2, padding,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mbconv.kernels.middle import dense, dense_backward, is_dense
 from mbconv.kernels.native import DepthwiseShape, depthwise_shape, run
 from mbconv.kernels.parts import nothing
 from mbconv.kernels.reference import ACTIVATIONS, Act, Geometry
@@ -32,13 +33,18 @@ class Parameters(NamedTuple):
     residual: bool
 
     def fit(self, x: Tensor) -> bool:
-        """Whether the compiled block takes them: depthwise, and pairs of bf16 are multiplied."""
+        """Whether the compiled block takes them: pairs of bf16 are multiplied."""
         used = [self.project] if self.expand is None else [self.expand, self.project]
         even = all(w.shape[0] % 2 == w.shape[1] % 2 == 0 for w in used)
         into = x.shape[1] if self.expand is None else self.expand.shape[0]
         depthwise = self.depthwise.shape[:2] == (into, 1)
         known = self.place.kernel in (3, 5, 7) and self.place.stride in (1, 2)
-        return depthwise and known and (even or x.dtype == torch.float32)
+        return (self.dense or (depthwise and known)) and (even or x.dtype == torch.float32)
+
+    @property
+    def dense(self) -> bool:
+        """Fused-MBConv: the convolution is the library's, before the compiled block or behind."""
+        return self.expand is None and is_dense(self.depthwise)
 
 
 class _Block(ctypes.Structure):
@@ -46,7 +52,7 @@ class _Block(ctypes.Structure):
         ("middle", DepthwiseShape),
         *((name, ctypes.c_int64) for name in (
             "in", "out", "squeezed", "half", "act", "gate_act", "gate_hard", "frozen", "residual",
-            "threads",
+            "dense", "threads",
         )),
         ("eps", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in (
@@ -74,7 +80,9 @@ def forward(
     waits = own.expand is not None and running is None and not narrow
     whole = waits or (own.expand is not None and not lean)
     e = x.new_empty(n, h, w, middle) if whole else nothing(x)
-    d, p, y = (x.new_empty(n, oh, ow, width) for width in (middle, out, out))
+    d, p, y = (x.new_empty(n, oh, ow, width) for width in (0 if own.dense else middle, out, out))
+    if own.dense:
+        d = dense(x, own.depthwise, own.place)
     pooled = x.new_empty((0,) if own.gate[0] is None else (n, middle), dtype=torch.float32)
     spread = x.new_empty((1 + c, c) if narrow and running is None else (0,), dtype=torch.float32)
     taken = x.new_empty((0,) if running is not None else own.affine.shape, dtype=torch.float32)
@@ -100,19 +108,24 @@ def backward(
     block, kept = _block(x, own, known, frozen)
     n, middle = x.shape[0], own.depthwise.shape[0]
     squeezed = 0 if own.gate[0] is None else own.gate[0].shape[0]
-    dx = torch.empty_like(x) if need_dx else nothing(x)
+    dx = torch.empty_like(x) if need_dx and not own.dense else nothing(x)
+    params = (own.expand, own.depthwise, own.project, own.affine)
     weights = [w if w is None else x.new_empty(w.shape, dtype=torch.float32)
-               for w in (own.expand, own.depthwise, own.project, own.affine)]  # fmt: skip
+               for w in params]  # fmt: skip
     inner, outer, hidden = (
         x.new_empty(n, width if squeezed else 0, dtype=torch.float32)
         for width in (squeezed, middle, squeezed)
     )
     d, waits = maps[1], own.expand is not None and not frozen and not spread.numel()
     behind_norm = x.new_empty(*x.shape[:3], middle) if waits else nothing(x)
-    to = (dx, *weights, inner, outer, hidden, torch.empty_like(d), behind_norm)
+    behind_gate = torch.empty_like(d)
+    to = (dx, *weights, inner, outer, hidden, behind_gate, behind_norm)
     run("block_backward", block, grad, _Gradients(*map(_address, to)))
     del kept
-    params = (own.expand, own.depthwise, own.project, own.affine)
+    if own.dense:
+        dx, weights[1] = dense_backward(x, behind_gate, own.depthwise, own.place, need_dx)
+        if own.residual and need_dx:
+            dx += grad
     found = [nothing(x) if g is None or w is None else g.to(w.dtype)
              for g, w in zip(weights, params, strict=True)]  # fmt: skip
     sums = [nothing(x)] * 4
@@ -130,7 +143,8 @@ def _block(
 ) -> tuple[_Block, list[Tensor | None]]:
     """The structure, and the tensors it points into."""
     (n, h, w, c), middle = x.shape, own.depthwise.shape[0]
-    params = (own.expand, own.depthwise, own.project, own.affine, *own.gate, own.keep)
+    depthwise = None if own.dense else own.depthwise
+    params = (own.expand, depthwise, own.project, own.affine, *own.gate, own.keep)
     floats = [None if t is None else t.float().contiguous() for t in params]
     kept = [x, *floats, *known]
     shape = depthwise_shape((n, h, w, middle), own.place)
@@ -138,7 +152,7 @@ def _block(
     kinds = (ACTIVATIONS.index(own.act), ACTIVATIONS.index(own.gate_act))
     hard, half = own.gate_sigmoid != "sigmoid", x.dtype == torch.bfloat16
     numbers = (c, own.project.shape[0], squeezed, half, *kinds, hard, frozen, own.residual,
-               torch.get_num_threads())  # fmt: skip
+               own.dense, torch.get_num_threads())  # fmt: skip
     return _Block(shape, *map(int, numbers), own.eps, *map(_address, kept)), kept
 
 

@@ -1,6 +1,6 @@
 // Forward of an MBConv block. Three or four rounds over the batch:
 //     expansion (where its statistics must be taken from its output);
-//     expansion (else) and depthwise convolution;
+//     expansion (else) and depthwise convolution; or statistics of a dense one's output;
 //     gate and projection, of which the map in between is never written as a whole;
 //     the projection's norm, drop-path and shortcut.
 #include "block.h"
@@ -52,7 +52,10 @@ class Forward {
         if (b.expand && !b.frozen && b.spread) narrow_statistics();
         const bool waits = b.expand && !b.frozen && !b.spread;  // for its output's statistics
         if (waits) expansion();
-        depthwise(waits);
+        if (!b.dense)
+            depthwise(waits);
+        else if (!b.frozen)
+            dense_statistics();
         projection();
         const Floats norm = norms.rows(PROJECTION);
         parts.each([&](const Parts::Part& part, int) {
@@ -116,6 +119,16 @@ class Forward {
                              found.variance(part.number));
         });
         if (!b.frozen) found.join(parts, d.n, norms.mean(DEPTHWISE), norms.variance(DEPTHWISE));
+    }
+
+    void dense_statistics() {
+        Moments found(parts.count(), d.c);
+        parts.each([&](const Parts::Part& part, int) {
+            const Map m{part.count, pixels, d.c};
+            mbconv_moments(middle + part.first * pixels * d.c, HALF, &m, parts.inner,
+                           found.mean(part.number), found.variance(part.number));
+        });
+        found.join(parts, d.n, norms.mean(DEPTHWISE), norms.variance(DEPTHWISE));
     }
 
     void projection() {

@@ -21,7 +21,9 @@ namespace mbconv {
 struct Block {
     Depthwise middle;  // its c is the expanded width
     int64_t in, out, squeezed;
-    int64_t half, act, gate_act, gate_hard, frozen, residual, threads;
+    // dense: the middle convolution is none of ours. It is done before the forward; the backward
+    // ends at its output.
+    int64_t half, act, gate_act, gate_hard, frozen, residual, dense, threads;
     double eps;
     const void* x;                                     // [n, h, w, in]
     const float *expand, *depthwise, *project;         // [c, in], [c, k, k], [out, c]

@@ -1,6 +1,7 @@
 // Backward of an MBConv block. Three or four rounds over the batch:
 //     the sums of the projection's norm;
 //     that norm, projection and gate, down to the gradient behind the gate;
+//     (a dense convolution in its place: gate, activation and norm behind it, and no more)
 //     the depthwise convolution, with the norm before it and, where that one's statistics follow from
 //     the block's input (or are constants), the expansion;
 //     the expansion (else), or what its norm takes off the gradient at the block's input.
@@ -43,7 +44,9 @@ class Backward {
     void run() {
         project_norm();
         projection();
-        if (!b.expand)
+        if (b.dense)
+            behind_dense();
+        else if (!b.expand)
             depthwise();
         else if (b.frozen || b.spread)
             depthwise_and_expansion();
@@ -138,6 +141,20 @@ class Backward {
                 total[d.c + c] += sums[d.c + c] * scale[c] + sums[3 * d.c + c] * back[c];
             }
         }
+    }
+
+    // Gate, activation and norm: the gradient behind the gate becomes that at the dense convolution's
+    // output.
+    void behind_dense() {
+        const Floats norm = norms.rows(DEPTHWISE);
+        parts.each([&](const Parts::Part& part, int) {
+            const Map m{part.count, pixels, d.c};
+            const int64_t at = part.first * pixels * d.c, gate_at = part.first * d.c;
+            mbconv_apply(middle + at, db + at, HALF, &m, norm.data(), act,
+                         b.squeezed ? &factor[gate_at] : nullptr,
+                         b.squeezed ? &offset[gate_at] : nullptr, middle_means.data(), parts.inner,
+                         db + at);
+        });
     }
 
     // Through the depthwise convolution of these samples; `norm` null: nothing stands before it.
