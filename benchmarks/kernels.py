@@ -1,6 +1,6 @@
 """Each native kernel on every distinct shape of a network, beside what the machine can do.
 
-    python benchmarks/kernels.py [--model efficientnet_b0] [--batch 16] [--dtype bfloat16]
+    python benchmarks/kernels.py [--model efficientnet_b0] [--batch 16] [--scaling]
 
 Ceilings are taken in the same run: copying a buffer that exceeds the caches, and a float32 matrix
 product. A kernel's floor is the longer of its bytes at the one and its multiply-adds at the other;
@@ -78,6 +78,38 @@ def cases(shape: tuple[str, int, int, int, int], batch: int, dtype: torch.dtype)
         yield Case(f"{label} {name}", call, moved, computed)
 
 
+def measured(args: argparse.Namespace) -> Iterator[Record]:
+    """Seconds of each kernel at the threads that are set, and its floor there."""
+    most = ceilings()
+    print(f"copy {most.bandwidth / 1e9:.1f} GB/s, float32 product "
+          f"{most.arithmetic / 1e9:.0f} GFLOP/s, "
+          f"{native.library()[1]}, {torch.get_num_threads()} threads")  # fmt: skip
+    for shape in shapes(args.model, args.resolution):
+        for case in cases(shape, args.batch, getattr(torch, args.dtype)):
+            if args.only not in case.name:
+                continue
+            taken, floor = seconds(case.call), most.floor(case.bytes, case.flops)
+            print(f"{case.name:40} {1e3 * taken:7.2f} ms {case.bytes / taken / 1e9:6.1f} GB/s "
+                  f"{case.flops / taken / 1e9:6.1f} GFLOP/s {floor / taken:5.0%} of floor",
+                  flush=True)  # fmt: skip
+            detail = {"bytes": case.bytes, "flops": case.flops, "floor": floor,
+                      "bandwidth": most.bandwidth, "arithmetic": most.arithmetic,
+                      "threads": torch.get_num_threads()}  # fmt: skip
+            yield Record(name=case.name, value=taken, unit="s", detail=detail)
+
+
+def show_gains(one: list[Record], all_: list[Record]) -> None:
+    """What more threads bring each kernel, beside what they bring its floor, and all together."""
+    print(f"gain of {all_[0].detail['threads']} threads, and of the floor")
+    kinds = [record.name.split()[-1] if "no act" not in record.name else "apply, no act"
+             for record in one]  # fmt: skip
+    for kind in [*dict.fromkeys(kinds), "all"]:
+        own = [(a, b) for a, b, k in zip(one, all_, kinds, strict=True) if kind in (k, "all")]
+        gain = sum(a.value for a, _ in own) / sum(b.value for _, b in own)
+        floor = sum(a.detail["floor"] for a, _ in own) / sum(b.detail["floor"] for _, b in own)
+        print(f"{kind:20} {gain:5.2f} {floor:5.2f}  {gain / floor:5.2f} of it")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="efficientnet_b0")
@@ -86,32 +118,22 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--threads", type=int)
     parser.add_argument("--only", default="", help="kernels whose name contains this")
+    parser.add_argument("--scaling", action="store_true", help="on one thread first, and the gain")
     parser.add_argument("--out", type=Path, help="write Records here")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     keep_freed_memory()  # as training does: else the largest maps' pages are new at every call
-    most = ceilings()
-    print(f"copy {most.bandwidth / 1e9:.1f} GB/s, float32 product "
-          f"{most.arithmetic / 1e9:.0f} GFLOP/s, "
-          f"{native.library()[1]}, {torch.get_num_threads()} threads")  # fmt: skip
-    records, totals = [], dict[str, float]()
-    for shape in shapes(args.model, args.resolution):
-        for case in cases(shape, args.batch, getattr(torch, args.dtype)):
-            if args.only not in case.name:
-                continue
-            taken = seconds(case.call)
-            floor = most.floor(case.bytes, case.flops)
-            kind = case.name.split(" ", 5)[-1]
-            totals[kind] = totals.get(kind, 0) + taken
-            print(f"{case.name:40} {1e3 * taken:7.2f} ms {case.bytes / taken / 1e9:6.1f} GB/s "
-                  f"{case.flops / taken / 1e9:6.1f} GFLOP/s {floor / taken:5.0%} of floor",
-                  flush=True)  # fmt: skip
-            detail = {"bytes": case.bytes, "flops": case.flops, "floor": floor,
-                      "bandwidth": most.bandwidth, "arithmetic": most.arithmetic}  # fmt: skip
-            records.append(Record(name=case.name, value=taken, unit="s", detail=detail))
+    threads, one = torch.get_num_threads(), list[Record]()
+    if args.scaling:
+        torch.set_num_threads(1)
+        one = list(measured(args))
+        torch.set_num_threads(threads)
+    records = list(measured(args))
+    if args.scaling:
+        show_gains(one, records)
     if args.out:
-        write_records(args.out, records)
+        write_records(args.out, [*one, *records])
 
 
 if __name__ == "__main__":
