@@ -102,28 +102,12 @@ def test_neighbours_of_a_family(pair: tuple[str, str]) -> None:
     check_function(calibrated(get_spec(pair[0])), pair[1], (64, 75))
 
 
-# Exact in float64 (5e-13), but 2.2e-4 in float32 at 75 px, where the calibrated random B6 itself is
-# 9e-5 from its logits in float64: deep random networks need a better calibration than `calibrated`.
-BEYOND_FLOAT32 = ("efficientnet_b6", "efficientnet_b7")
-
-
+# Calibrated at 128 px: at 64 the deepest end at 2 x 2 pixels, and with statistics of so few
+# float32's rounding grows over 45 blocks, in the source itself to 9e-5 of its logits.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "pair",
-    [
-        pytest.param(
-            pair,
-            marks=[pytest.mark.xfail(reason="rounding of the source itself", strict=True)]
-            if pair == BEYOND_FLOAT32
-            else [],
-        )
-        for pair in PAIRS
-        if pair not in QUICK
-    ],
-    ids="-".join,
-)
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair not in QUICK], ids="-".join)
 def test_other_neighbours(pair: tuple[str, str]) -> None:
-    check_function(calibrated(get_spec(pair[0])), pair[1], (64, 75))
+    check_function(calibrated(get_spec(pair[0]), 128), pair[1], (64, 75))
 
 
 @settings(max_examples=200)
