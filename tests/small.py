@@ -8,7 +8,7 @@ from PIL import Image
 
 from mbconv.arch.block import Block
 from mbconv.arch.spec import Spec, Stage
-from mbconv.nn.model import build
+from mbconv.nn.model import MBConvNet, build
 from mbconv.weights.file import save, tensor_hash
 from mbconv.weights.model import load
 
@@ -24,6 +24,16 @@ SMALL = Spec(
         Stage(blocks=(Block(channels=24, stride=2, expand=2), Block(channels=24, expand=2))),
     ),
 )
+
+
+def lively(spec: Spec) -> MBConvNet:
+    """Random weights with batch-norm statistics of their own, so that folding matters."""
+    torch.manual_seed(0)
+    model = build(spec)
+    with torch.no_grad():
+        model(torch.randn(16, 3, spec.resolution, spec.resolution))
+    model.labels = tuple(f"class{i}" for i in range(spec.num_classes))
+    return model.eval()
 
 
 def write_classes(root: Path, *, classes: int = 3, each: int = 12, side: int = 40) -> Path:

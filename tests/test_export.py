@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -23,12 +24,12 @@ from mbconv.export.preprocessing_graph import preprocessing_graph
 from mbconv.export.run import export_model
 from mbconv.kernels.native import processor_features
 from mbconv.measure.paired import paired
-from mbconv.nn.model import MBConvNet, build
+from mbconv.nn.model import MBConvNet
 from mbconv.preprocessing import Preprocessing
 from mbconv.runtime.artifact import Form, Runtime, content_hash
 from mbconv.runtime.predictor import Predictor
 from mbconv.weights.file import save
-from small import SMALL, write_classes
+from small import SMALL, lively, write_classes
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -51,16 +52,6 @@ MIXED = Spec(
         Stage(blocks=(Block(channels=16, stride=2, expand=2, gate="eca", kernel=5),)),
     ),
 )
-
-
-def lively(spec: Spec) -> MBConvNet:
-    """Random weights with batch-norm statistics of their own, so that folding matters."""
-    torch.manual_seed(0)
-    model = build(spec)
-    with torch.no_grad():
-        model(torch.randn(16, 3, spec.resolution, spec.resolution))
-    model.labels = tuple(f"class{i}" for i in range(spec.num_classes))
-    return model.eval()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -206,9 +197,25 @@ def test_a_runtime_that_is_missing_and_another_processor(
         Predictor(folder / "a.onnx")
 
 
+def test_executorch_that_is_missing_or_does_not_fit(
+    model: MBConvNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = Form(runtime="executorch")
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    with pytest.raises(UserError, match=r'pip install "mbconv\[executorch\]"'):
+        export_model(model, tmp_path / "a", form=form)
+    # As if its compiled part was made for another torch.
+    monkeypatch.setitem(sys.modules, "executorch", ModuleType("executorch"))
+    monkeypatch.setitem(sys.modules, "executorch.exir", None)
+    with pytest.raises(UserError, match=rf"an executorch that fits torch {torch.__version__}"):
+        export_model(model, tmp_path / "a", form=form)
+    assert not list(tmp_path.iterdir())
+
+
 def test_wishes_that_cannot_be_had(model: MBConvNet, tmp_path: Path) -> None:
     cases: list[tuple[Form, str]] = [
         (Form(runtime="onnx", precision="bfloat16"), "no bfloat16"),
+        (Form(runtime="executorch", precision="bfloat16"), "ExecuTorch computes no bfloat16"),
         (Form(runtime="torch", precision="int8"), "INT8 is for onnx"),
         (Form(runtime="onnx", precision="int8"), "name them with --data"),
     ]

@@ -71,10 +71,14 @@ def logits(predictor: Predictor) -> np.ndarray[tuple[int, ...], np.dtype[np.floa
     return np.stack([o.logits for o in predictor.logits(PICTURES) if o.logits is not None])
 
 
-@pytest.mark.parametrize("runtime", [pytest.param("onnx", marks=pytest.mark.slow), "openvino"])
+@pytest.mark.parametrize(
+    "runtime", [pytest.param("onnx", marks=pytest.mark.slow), "openvino", "executorch"]
+)
 def test_int8_answers_nearly_as_the_network(
     model: MBConvNet, tmp_path: Path, runtime: Runtime
 ) -> None:
+    if runtime == "executorch":
+        pytest.importorskip("executorch")
     data = write_own_answers(model, tmp_path / "data")
     form = Form(runtime=runtime, precision="int8")
     done = export_model(model, tmp_path / "q", form=form, data=data, max_drop=100, pictures=False)
@@ -97,10 +101,15 @@ def test_the_layer_that_int8_cannot_round_is_found(model: MBConvNet) -> None:
     assert {"stem", "stages.1.0.gate.reduce", "head.classifier"} <= set(named)
 
 
-@pytest.mark.parametrize("runtime", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "runtime",
+    ["onnx", *(pytest.param(r, marks=pytest.mark.slow) for r in ("openvino", "executorch"))],
+)
 def test_sensitive_layers_go_back_to_floating_point(
     model: MBConvNet, tmp_path: Path, runtime: Runtime
 ) -> None:
+    if runtime == "executorch":
+        pytest.importorskip("executorch")
     data = write_own_answers(model, tmp_path / "data")
     uneven(model)
     form = Form(runtime=runtime, precision="int8")

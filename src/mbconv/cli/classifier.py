@@ -103,7 +103,7 @@ def evaluate(
 ) -> None:
     """Measure MODEL on labelled pictures: accuracy with its interval, per class, confusion.
 
-    MODEL may also be an artifact of mbconv export: .onnx, .xml or .pt2.
+    MODEL may also be an artifact of mbconv export: .onnx, .xml, .pte or .pt2.
     """
     from mbconv.measure.accuracy import evaluate
     from mbconv.report.evaluation import print_evaluation
@@ -141,7 +141,7 @@ def predict(
 ) -> None:
     """Name what is in pictures: files, folders, globs, or - for paths on standard input.
 
-    MODEL may also be an artifact of mbconv export: .onnx, .xml or .pt2.
+    MODEL may also be an artifact of mbconv export: .onnx, .xml, .pte or .pt2.
     """
     from mbconv.report.predictions import timing_lines, write_predictions
     from mbconv.runtime.pictures import find_pictures

@@ -1,7 +1,7 @@
 """`mbconv export`: a network for other runtimes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,7 +10,7 @@ from mbconv.cli.base import data_root, find_data, main, offline
 if TYPE_CHECKING:
     from mbconv.export.fastest import Goal
     from mbconv.export.run import Exported
-    from mbconv.runtime.artifact import Precision
+    from mbconv.runtime.artifact import Precision, Runtime
 
 
 class Batch(click.ParamType[int]):
@@ -30,7 +30,7 @@ class Batch(click.ParamType[int]):
 
 @main.command()
 @click.argument("model")
-@click.option("--format", "runtime", type=click.Choice(["torch", "onnx", "openvino"]),
+@click.option("--format", "runtime", type=click.Choice(["torch", "onnx", "openvino", "executorch"]),
               help="[default: onnx]")  # fmt: skip
 @click.option("--fastest", is_flag=True, help="Build and time all formats; keep the fastest.")
 @click.option("--for", "goal", type=click.Choice(["latency", "throughput"]),
@@ -50,9 +50,9 @@ class Batch(click.ParamType[int]):
 @offline
 def export(
     model: str,
-    runtime: Literal["torch", "onnx", "openvino"] | None,
+    runtime: "Runtime | None",
     fastest: bool,
-    goal: Literal["latency", "throughput"] | None,
+    goal: "Goal | None",
     int8: bool,
     bf16: bool,
     data: str | None,
@@ -63,7 +63,7 @@ def export(
     out: Path | None,
     data_root: Path | None,
 ) -> None:
-    """Write MODEL for torch, ONNX Runtime or OpenVINO, with labels and preprocessing inside.
+    """Write MODEL for torch, ONNX Runtime, OpenVINO or ExecuTorch, with labels and preprocessing.
 
     mbconv predict and mbconv eval take the result wherever they take a MODEL.
     """

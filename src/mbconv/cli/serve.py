@@ -55,7 +55,7 @@ def serve(
 ) -> None:  # fmt: skip
     """Serve MODEL to browsers (a page) and programs (an API) until Ctrl-C.
 
-    MODEL may also be an artifact of mbconv export: .onnx, .xml or .pt2.
+    MODEL may also be an artifact of mbconv export: .onnx, .xml, .pte or .pt2.
 
     \b
     mbconv serve runs/clothing

@@ -1,12 +1,13 @@
 """A network built for a runtime: its graph, its file, and what the guard says of it."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mbconv.errors import UserError
-from mbconv.export import network, onnx_graph, openvino_graph, quantize
+from mbconv.export import executorch_program, network, onnx_graph, openvino_graph, quantize
 from mbconv.export.guard import Guard
 from mbconv.export.preprocessing_graph import preprocessing_graph
 from mbconv.export.sensitive import LARGEST_SHARE, fewest, most_sensitive
@@ -15,9 +16,11 @@ from mbconv.measure.paired import Paired
 from mbconv.nn.model import MBConvNet
 from mbconv.preprocessing import Preprocessing
 from mbconv.runtime.artifact import SUFFIXES, Artifact, Entry, Form
-from mbconv.runtime.predictor import Predictor
+from mbconv.runtime.predictor import Logits, Predictor
 
-NAMES = {"torch": "torch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+NAMES = {
+    "torch": "torch", "onnx": "ONNX Runtime", "openvino": "OpenVINO", "executorch": "ExecuTorch"
+}  # fmt: skip
 _VNNI = ("avx512_vnni", "avx_vnni", "asimddp")
 
 
@@ -37,7 +40,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Build:
-    """What the format's own module writes: a program, an ONNX or an OpenVINO model.
+    """What the format's own module writes: a program of torch, an ONNX or an OpenVINO model.
 
     `in_float` names the layers that INT8 would have harmed too much. `comparison` is what the
     guard found, where it was asked before.
@@ -58,9 +61,10 @@ def check(form: Form) -> None:
     if form.batch is not None and form.batch < 1:
         raise UserError(f"The batch is {form.batch}; give 1 or more, or dynamic.")
     if form.precision == "int8" and form.runtime == "torch":
-        raise UserError("INT8 is for onnx and openvino; choose one of these formats.")
-    if form.precision == "bfloat16" and form.runtime == "onnx":
-        raise UserError("ONNX Runtime computes no bfloat16 on CPUs; choose torch or openvino.")
+        raise UserError("INT8 is for onnx, openvino and executorch; choose one of these.")
+    if form.precision == "bfloat16" and form.runtime in ("onnx", "executorch"):
+        name = NAMES[form.runtime]
+        raise UserError(f"{name} computes no bfloat16 on CPUs; choose torch or openvino.")
     features = processor_features()
     halves = form.precision == "bfloat16" and form.runtime == "openvino"
     if halves and features and not features & set(_needs(form)):
@@ -78,7 +82,10 @@ def make(job: Job, form: Form) -> Build:
             form, network.trace(job.source, side, batch=form.batch, precision=form.precision)
         )
     program = network.trace(job.source, job.preprocessing.resolution, batch=form.batch)
-    graph = onnx_graph.convert(program)
+    if form.runtime == "executorch":
+        graph = executorch_program.convert(program, form.batch)
+    else:
+        graph = onnx_graph.convert(program)
     if form.runtime == "openvino":
         graph = openvino_graph.convert(graph)
     return Build(form, graph) if form.precision != "int8" else _quantised(job, form, graph)
@@ -108,7 +115,7 @@ def _quantised(job: Job, form: Form, graph: Any) -> Build:
 
     def attempt(count: int) -> bool:
         chosen = tuple(ranked[:count])
-        build = Build(form, quantize.quantize(graph, form.runtime, batches, chosen), chosen)
+        build = Build(form, _rounded(graph, form, batches, chosen), chosen)
         with tempfile.TemporaryDirectory() as folder:
             suffix = next(s for s, runtime in SUFFIXES.items() if runtime == form.runtime)
             found = _measured(job, build, Path(folder) / f"network{suffix}")
@@ -132,6 +139,12 @@ def _quantised(job: Job, form: Form, graph: Any) -> Build:
     )
 
 
+def _rounded(graph: Any, form: Form, batches: Sequence[Logits], in_float: Sequence[str]) -> Any:
+    if form.runtime == "executorch":
+        return executorch_program.quantize(graph, form.batch, batches, in_float)
+    return quantize.quantize(graph, form.runtime, batches, in_float)
+
+
 def _measured(job: Job, build: Build, path: Path) -> Paired | None:
     """Write the build and run it over the guard's pictures, unless that was done before."""
     _write(job, build, path, None)
@@ -149,6 +162,8 @@ def _write(job: Job, build: Build, path: Path, accuracy: dict[str, Any] | None) 
     ).to_json()  # fmt: skip
     if form.runtime == "torch":
         network.write(graph, path, text)
+    elif form.runtime == "executorch":
+        executorch_program.write(graph, path, text)
     elif form.runtime == "onnx":
         if form.entry == "pictures":
             graph = onnx_graph.with_pictures(graph, preprocessing, form.batch)
@@ -189,6 +204,7 @@ def _needs(form: Form) -> tuple[str, ...]:
     """Features of this processor that speed and measured answers depend on."""
     if form.precision == "bfloat16" and form.runtime == "openvino":
         return ("avx512_bf16", "amx_bf16", "bf16")
-    # Without these, some processors add INT8 products in 16 bits, which can overflow.
-    has_vnni = bool(set(_VNNI) & processor_features())
-    return _VNNI if form.precision == "int8" and has_vnni else ()
+    # Without these, some processors add INT8 products in 16 bits, which can overflow; XNNPACK
+    # never does.
+    adds_less = form.precision == "int8" and form.runtime != "executorch"
+    return _VNNI if adds_less and set(_VNNI) & processor_features() else ()

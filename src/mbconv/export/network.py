@@ -64,7 +64,14 @@ def trace(
     if precision == "bfloat16":
         network = InBfloat16(network).eval()
     x = torch.zeros(batch or 2, model.spec.in_channels, resolution, resolution)
-    shapes = None if batch else ({0: torch.export.Dim("batch")},)
+    return capture(network, x, batch)
+
+
+def capture(
+    network: nn.Module, x: Tensor, batch: int | None, most: int | None = None
+) -> torch.export.ExportedProgram:
+    """The program that `network` computes for `x`: for its `batch` only, or any up to `most`."""
+    shapes = None if batch else ({0: torch.export.Dim("batch", max=most)},)
     with torch.no_grad():
         return torch.export.export(network, (x,), dynamic_shapes=shapes)
 

@@ -21,6 +21,8 @@ from mbconv.runtime.artifact import SUFFIXES, Entry, Form, files_of
 from mbconv.weights.file import tensor_hash
 from mbconv.weights.model import load
 
+_EMBEDDING = ("onnx", "openvino")  # whose graphs can hold the preprocessing
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -89,8 +91,8 @@ def make_job(
 def entries(form: Form, source: MBConvNet, pictures: bool | None) -> tuple[Entry, ...]:
     """What the artifacts are to take. UserError for pictures where they cannot go in."""
     if pictures is None:
-        pictures = form.runtime != "torch" and source.spec.in_channels == 3
-    if pictures and form.runtime == "torch":
+        pictures = form.runtime in _EMBEDDING and source.spec.in_channels == 3
+    if pictures and form.runtime not in _EMBEDDING:
         raise UserError("Preprocessing goes into onnx and openvino artifacts only; leave it out.")
     if pictures and source.spec.in_channels != 3:
         raise UserError(

@@ -1,8 +1,9 @@
 """What an artifact says of itself, and the seal that tells whether it was changed.
 
-An artifact is a file that `mbconv export` wrote: `.onnx`, `.xml` with its `.bin` (OpenVINO), or
-`.pt2` (torch). Two entries of its metadata are ours: `mbconv`, JSON with what `Artifact` holds, and
-`mbconv_sha256`, the SHA-256 of the artifact's content with these 64 digits as zeros.
+An artifact is a file that `mbconv export` wrote: `.onnx`, `.xml` with its `.bin` (OpenVINO), `.pte`
+(ExecuTorch) or `.pt2` (torch). Two entries of its metadata are ours: `mbconv`, JSON with what
+`Artifact` holds, and `mbconv_sha256`, the SHA-256 of the artifact's content with these 64 digits as
+zeros.
 """
 
 import hashlib
@@ -17,14 +18,16 @@ from mbconv.arch.spec import Spec
 from mbconv.errors import UserError
 from mbconv.preprocessing import Preprocessing
 
-Runtime = Literal["torch", "onnx", "openvino"]
+Runtime = Literal["torch", "onnx", "openvino", "executorch"]
 Precision = Literal["float32", "bfloat16", "int8"]
 Entry = Literal["tensor", "pictures"]
 
 FORMAT = 1
 KEY, SEAL = "mbconv", "mbconv_sha256"
 UNSEALED = 64 * "0"
-SUFFIXES: dict[str, Runtime] = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
+SUFFIXES: dict[str, Runtime] = {
+    ".onnx": "onnx", ".xml": "openvino", ".pt2": "torch", ".pte": "executorch"
+}  # fmt: skip
 MEMBER = "extra/mbconv.json"  # of a .pt2, which is a zip archive
 _SEALED = re.compile(SEAL.encode() + rb"[^0-9]{1,20}?([0-9a-f]{64})")
 
@@ -113,8 +116,13 @@ def files_of(path: Path) -> list[Path]:
     return [path, path.with_suffix(".bin")] if runtime_of(path) == "openvino" else [path]
 
 
+def unsealed(description: str) -> str:
+    """Both entries as JSON, with room for the seal."""
+    return f'{{"{SEAL}": "{UNSEALED}", "{KEY}": {description}}}'
+
+
 def seal(path: Path) -> None:
-    """Put the content's hash where the writer of an `.onnx` or `.xml` has left room for it."""
+    """Put the content's hash where the writer of the file, no archive, has left room for it."""
     digest = content_hash(path)
     data = bytearray(path.read_bytes())
     found = _SEALED.search(data)
@@ -125,7 +133,7 @@ def seal(path: Path) -> None:
 
 def seal_archive(path: Path, description: str) -> None:
     """Add the description and the content's hash to a `.pt2`, whose members carry checksums."""
-    text = f'{{"{SEAL}": "{UNSEALED}", "{KEY}": {description}}}'
+    text = unsealed(description)
     digest = _hash(text.encode(), path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(member(archive), text.replace(UNSEALED, digest, 1))

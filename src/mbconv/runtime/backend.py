@@ -59,7 +59,7 @@ def open_artifact(path: str | Path, *, trust: bool = False) -> tuple[Artifact, B
     path = Path(path)
     runtime = runtime_of(path)
     if runtime is None:
-        raise UserError(f"{path} is no artifact; mbconv export writes .onnx, .xml and .pt2.")
+        raise UserError(f"{path} is no artifact; mbconv export writes .onnx, .xml, .pte and .pt2.")
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the path of an artifact.")
     module = importlib.import_module(f"mbconv.runtime.{_MODULES[runtime]}")
@@ -72,7 +72,10 @@ def open_artifact(path: str | Path, *, trust: bool = False) -> tuple[Artifact, B
     return artifact, backend
 
 
-_MODULES = {"torch": "program", "onnx": "onnx_runtime", "openvino": "openvino_runtime"}
+_MODULES = {
+    "torch": "program", "onnx": "onnx_runtime", "openvino": "openvino_runtime",
+    "executorch": "executorch_runtime",
+}  # fmt: skip
 
 
 def installed(module: str, extra: str, purpose: str) -> Any:

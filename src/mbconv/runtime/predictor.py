@@ -80,7 +80,7 @@ class Predictor:
     """Runs `model` on pictures of any kind, `batch_size` at a time.
 
     `model` is a network, whatever `mbconv.load` takes, or an artifact of `mbconv export` (`.onnx`,
-    `.xml`, `.pt2`), which computes in the runtime and number format that it was made for.
+    `.xml`, `.pte`, `.pt2`), which computes in the runtime and number format that it was made for.
     By default the batch is 32, or less on a CPU where the network's maps are so large that a batch
     would take more than about a quarter of a gigabyte (B0 at 224 pixels: 16).
     A network is used as it is: nothing of it is changed but the device, if one is named (the

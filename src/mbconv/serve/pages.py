@@ -12,7 +12,10 @@ from mbconv.runtime.predictor import Predictor
 from mbconv.serve.limits import Limits
 from mbconv.serve.schema import EXAMPLES
 
-_RUNTIMES = {"torch": "torch.export", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+_RUNTIMES = {
+    "torch": "torch.export", "onnx": "ONNX Runtime", "openvino": "OpenVINO",
+    "executorch": "ExecuTorch",
+}  # fmt: skip
 _FILES = {
     "/page.css": "text/css",
     "/page.js": "text/javascript",
