@@ -90,6 +90,12 @@ def test_it_says_what_it_is(model: MBConvNet, artifact: Path) -> None:
     assert predictor.artifact.provenance["exported"]["spec_hash"] == model.spec.hash
 
 
+def test_there_is_room_for_the_largest_batch(artifact: Path) -> None:
+    program = library("executorch.runtime", "This test").Runtime.get().load_program(artifact)
+    assert program.method_names == {"forward", "mbconv"}
+    assert program.metadata("forward").input_tensor_meta(0).sizes() == (MAX_BATCH, 3, 40, 40)
+
+
 def test_no_folder_of_this_machine_and_no_custom_operator(artifact: Path) -> None:
     content = artifact.read_bytes()
     assert b"mbconv::" not in content
@@ -129,5 +135,6 @@ def test_the_command_measures_it(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "m.pte: " in done.output
     assert "accuracy 100.0%, the network's 100.0% on the same 12 pictures" in done.output
+    assert b"aten::" not in (tmp_path / "m.pte").read_bytes()  # all of it is XNNPACK's
     scored = CliRunner().invoke(main, ["eval", str(tmp_path / "m.pte"), str(data)])
     assert "of 12 pictures" in scored.output

@@ -1,7 +1,8 @@
 """Networks as ExecuTorch programs for XNNPACK, in float32 or INT8: what phones run."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def convert(program: torch.export.ExportedProgram, batch: int | None) -> Any:
     module = program.module(check_guards=False)
     _keep_dimensions(module.graph)
     module.recompile()
-    return capture(module, program.example_inputs[0][0], batch, MAX_BATCH)
+    return _captured(module, program, batch)
 
 
 def quantize(
@@ -63,7 +64,7 @@ def quantize(
         for pictures in batches:
             prepared(torch.from_numpy(pictures))
         rounded = convert_pt2e(prepared)
-    return capture(rounded, program.example_inputs[0][0], batch, MAX_BATCH)
+        return _captured(rounded, program, batch)
 
 
 def write(program: torch.export.ExportedProgram, path: Path, description: str) -> None:
@@ -72,8 +73,7 @@ def write(program: torch.export.ExportedProgram, path: Path, description: str) -
     from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass
 
-    # NNPACK is for batches below 16, and asking for it would make that the program's own bound.
-    with warnings.catch_warnings(), torch.backends.nnpack.flags(enabled=False):
+    with warnings.catch_warnings(), _for_any_batch():
         warnings.simplefilter("ignore")
         lowered = to_edge_transform_and_lower(
             program,
@@ -87,6 +87,23 @@ def write(program: torch.export.ExportedProgram, path: Path, description: str) -
     seal(path)
 
 
+def _captured(
+    module: fx.GraphModule, program: torch.export.ExportedProgram, batch: int | None
+) -> Any:
+    with _for_any_batch():
+        return capture(module, program.example_inputs[0][0], batch, MAX_BATCH)
+
+
+@contextmanager
+def _for_any_batch() -> Iterator[None]:
+    """Without the libraries that torch takes for 16 pictures and more only.
+
+    To ask whether there are as many would make fewer than 16 the program's own bound.
+    """
+    with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
+        yield
+
+
 def _keep_dimensions(graph: fx.Graph) -> None:
     """Means over places keep both as 1, and lose them afterwards: XNNPACK has no other means."""
     for node in graph.find_nodes(op="call_function", target=_ATEN.mean.dim):
@@ -95,9 +112,8 @@ def _keep_dimensions(graph: fx.Graph) -> None:
             continue
         with graph.inserting_before(node):
             means = graph.call_function(_ATEN.mean.dim, (x, places, True))
-            for place in (3, 2):
-                means = graph.call_function(_ATEN.squeeze.dim, (means, place))
-        node.replace_all_uses_with(means)
+            flat = graph.call_function(_ATEN.view.default, (means, [-1, node.meta["val"].shape[1]]))
+        node.replace_all_uses_with(flat)
         graph.erase_node(node)
 
 
