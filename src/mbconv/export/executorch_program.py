@@ -1,8 +1,7 @@
 """Networks as ExecuTorch programs for XNNPACK, in float32 or INT8: what phones run."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ def write(program: torch.export.ExportedProgram, path: Path, description: str) -
     from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass
 
-    with warnings.catch_warnings(), _for_any_batch():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lowered = to_edge_transform_and_lower(
             program,
@@ -89,19 +88,11 @@ def write(program: torch.export.ExportedProgram, path: Path, description: str) -
 
 def _captured(
     module: fx.GraphModule, program: torch.export.ExportedProgram, batch: int | None
-) -> Any:
-    with _for_any_batch():
-        return capture(module, program.example_inputs[0][0], batch, MAX_BATCH)
-
-
-@contextmanager
-def _for_any_batch() -> Iterator[None]:
-    """Without the libraries that torch takes for 16 pictures and more only.
-
-    To ask whether there are as many would make fewer than 16 the program's own bound.
-    """
-    with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
-        yield
+) -> torch.export.ExportedProgram:
+    # torch asks whether a convolution has 16 pictures, and the answer becomes the program's bound:
+    # for a small example at most 15, for the largest batch at least 16, which nothing holds it to.
+    x: torch.Tensor = program.example_inputs[0][0]
+    return capture(module, x.new_zeros(batch or MAX_BATCH, *x.shape[1:]), batch, MAX_BATCH)
 
 
 def _keep_dimensions(graph: fx.Graph) -> None:
