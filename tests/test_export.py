@@ -207,7 +207,7 @@ def test_executorch_that_is_missing_or_does_not_fit(
     # As if its compiled part was made for another torch.
     monkeypatch.setitem(sys.modules, "executorch", ModuleType("executorch"))
     monkeypatch.setitem(sys.modules, "executorch.exir", None)
-    with pytest.raises(UserError, match=rf"an executorch that fits torch {torch.__version__}"):
+    with pytest.raises(UserError, match="an executorch that fits torch"):
         export_model(model, tmp_path / "a", form=form)
     assert not list(tmp_path.iterdir())
 
