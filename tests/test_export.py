@@ -227,6 +227,21 @@ def test_wishes_that_cannot_be_had(model: MBConvNet, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_every_format_that_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(lively(SMALL), tmp_path / "m.safetensors")
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    wishes = ["export", str(tmp_path / "m.safetensors"), "--format", "all"]
+    done = CliRunner().invoke(main, [*wishes, "--no-embed-preprocessing"])
+    assert done.exit_code == 0, done.output
+    assert "no executorch: The export to ExecuTorch needs executorch" in done.output
+    assert {p.suffix for p in tmp_path.glob("m.*")} == {
+        ".safetensors", ".onnx", ".xml", ".bin", ".pt2",
+    }  # fmt: skip
+    none = CliRunner().invoke(main, [*wishes, "--int8"])  # without --data
+    assert none.exit_code == 2
+    assert none.output.count("\nerror: ") == 1
+
+
 def test_the_command_measures_and_the_guard_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

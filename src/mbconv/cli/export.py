@@ -1,7 +1,7 @@
 """`mbconv export`: a network for other runtimes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -30,8 +30,9 @@ class Batch(click.ParamType[int]):
 
 @main.command()
 @click.argument("model")
-@click.option("--format", "runtime", type=click.Choice(["torch", "onnx", "openvino", "executorch"]),
-              help="[default: onnx]")  # fmt: skip
+@click.option("--format", "runtime",
+              type=click.Choice(["torch", "onnx", "openvino", "executorch", "all"]),
+              help="all: each that is installed. [default: onnx]")  # fmt: skip
 @click.option("--fastest", is_flag=True, help="Build and time all formats; keep the fastest.")
 @click.option("--for", "goal", type=click.Choice(["latency", "throughput"]),
               help="What --fastest means: one picture soonest, or most a second. "
@@ -50,7 +51,7 @@ class Batch(click.ParamType[int]):
 @offline
 def export(
     model: str,
-    runtime: "Runtime | None",
+    runtime: "Runtime | Literal['all'] | None",
     fastest: bool,
     goal: "Goal | None",
     int8: bool,
@@ -76,7 +77,6 @@ def export(
     if fastest and data is None:
         raise click.UsageError("--fastest needs --data: pictures to hold accuracy against.")
     from mbconv.export.run import export_model
-    from mbconv.report.export import export_lines
     from mbconv.runtime.artifact import Form
 
     shared: dict[str, Any] = {
@@ -85,15 +85,44 @@ def export(
         "resolution": resolution,
         "pictures": pictures,
     }
+    precision: Precision = "int8" if int8 else "bfloat16" if bf16 else "float32"
     if fastest:
         done = _fastest(model, out, goal or "latency", shared)
+    elif runtime == "all":
+        _each(model, out, precision, batch or None, shared)
+        return
     else:
-        precision: Precision = "int8" if int8 else "bfloat16" if bf16 else "float32"
         form = Form(runtime=runtime or "onnx", precision=precision, batch=batch or None)
         done = export_model(model, out, form=form, **shared)
+    _show(done)
+
+
+def _show(done: "Exported") -> None:
+    from mbconv.report.export import export_lines
+
     click.echo("\n".join(export_lines(done.paths, done.comparisons, done.in_float)))
     for text in done.warnings:
         click.echo(f"warning: {text}", err=True)
+
+
+def _each(
+    model: str, out: Path | None, precision: "Precision", batch: int | None, shared: dict[str, Any]
+) -> None:
+    """Export for every runtime; what one of them refuses is said, and the others are written."""
+    from mbconv.errors import UserError
+    from mbconv.export.run import export_model
+    from mbconv.runtime.artifact import SUFFIXES, Form
+
+    refused: list[UserError] = []
+    for runtime in SUFFIXES.values():
+        form = Form(runtime=runtime, precision=precision, batch=batch)
+        try:
+            _show(export_model(model, out, form=form, **shared))
+        except UserError as error:
+            refused.append(error)
+            click.echo(f"no {runtime}: {error}", err=True)
+    if len(refused) == len(SUFFIXES):
+        raise refused[0]
 
 
 def _fastest(model: str, out: Path | None, goal: "Goal", shared: dict[str, Any]) -> "Exported":
