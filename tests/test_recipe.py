@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from mbconv.errors import UserError
-from mbconv.training import setup
+from mbconv.training.budget import fit_budget, plan_epochs
 from mbconv.training.head import solve
 from mbconv.training.machine import Machine, find_device, measured
 from mbconv.training.override import changed
 from mbconv.training.recipe import Phase, Recipe
-from mbconv.training.recipes import RECIPES, find_recipe, finetune, growing, plan_epochs
+from mbconv.training.recipes import RECIPES, find_recipe, finetune, growing
 
 PLAIN = Recipe(name="t", phases=(Phase(32, 1),))
 
@@ -169,7 +169,7 @@ def test_a_small_budget_shrinks_the_pictures() -> None:
         def make(resolution: int, epochs: int) -> Recipe:
             return finetune(1000, resolution, epochs=epochs)
 
-        return setup.fit_budget(make, finetune(1000, 224), 1e6, seconds, sizes)
+        return fit_budget(make, finetune(1000, 224), 1e6, seconds, sizes)
 
     sides = [planned(seconds).resolution for seconds in (60.0, 120.0, 2000.0)]
     assert sides == sorted(sides)

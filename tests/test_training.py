@@ -15,7 +15,7 @@ import mbconv
 from mbconv.data.decode import decode
 from mbconv.data.loader import Batch
 from mbconv.errors import UserError
-from mbconv.training import session
+from mbconv.training import budget, session
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import Machine
 from mbconv.training.override import changed
@@ -267,9 +267,9 @@ def test_a_run_ends_before_its_budget_does(
 ) -> None:
     """An epoch that turns out longer than planned is not followed by one that would not fit."""
     recipe = Recipe(name="t", phases=(Phase(32, 30),), batch_size=12)
-    monkeypatch.setattr("mbconv.training.setup.fit_budget", lambda *_: recipe)
-    monkeypatch.setattr("mbconv.training.setup.pixel_rate", lambda *_: 1.0)
-    monkeypatch.setattr(session, "FINISH", 59.0)
+    monkeypatch.setattr("mbconv.training.plan.fit_budget", lambda *_: recipe)
+    monkeypatch.setattr("mbconv.training.plan.pixel_rate", lambda *_: 1.0)
+    monkeypatch.setattr(budget, "FINISH", 59.0)
     run = mbconv.train(model, data, tmp_path / "run", budget=60.0, device="cpu")
     assert "stopping here" in capsys.readouterr().out
     assert len((run.path / "metrics.jsonl").read_text().splitlines()) < 30

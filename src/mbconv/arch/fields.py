@@ -52,7 +52,7 @@ def check_types(where: str, item: Any) -> None:
             check(where, f.name, value, isinstance(value, bool), "true or false")
         elif f.type is str:
             check(where, f.name, value, isinstance(value, str), "a text")
-        elif allowed := _choices(f.type):
+        elif (allowed := _choices(f.type)) and allowed != (None,):
             expected = "one of " + ", ".join(map(str, allowed))
             check(where, f.name, value, value in allowed, expected)
 

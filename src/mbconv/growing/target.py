@@ -20,4 +20,9 @@ def target_spec(target: Spec | str | Path, source: Spec) -> Spec:
     found = find_spec(target)
     if Path(target).exists() or str(target).startswith("hf-hub:"):
         return found
-    return found.replace(**{name: getattr(source, name) for name in _FOLLOWS})
+    return following(found, source)
+
+
+def following(spec: Spec, source: Spec) -> Spec:
+    """`spec` with what a name says nothing about as `source` has it."""
+    return spec.replace(**{name: getattr(source, name) for name in _FOLLOWS})

@@ -21,6 +21,7 @@ _PHASES = {
     "head": "only the classifier learns, the rest is frozen",
     "full": "the network itself learns",
 }
+_STAGE = ("network", "params")  # of lines of a run whose network grows
 BADGE = 9.0  # percent of the narrowest plot that a phase's number covers
 
 
@@ -67,7 +68,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Phase:
-    """Consecutive epochs that trained the same part of the network at the same resolution."""
+    """Consecutive epochs that trained the same part of a network at the same resolution."""
 
     first: int
     last: int
@@ -103,15 +104,19 @@ def epoch_ticks(total: int, most: int = 8, first: int = 1) -> tuple[Tick, ...]:
 
 
 def phases(epochs: Sequence[Json]) -> tuple[Phase, ...]:
-    """Where training changed what it trained or at which resolution."""
+    """Where training changed what it trained, which network or at which resolution."""
     if not epochs:
         return ()
-    kinds = [(row.get("phase"), row.get("resolution")) for row in epochs]
+    kinds = [tuple(row.get(key) for key in ("phase", "resolution", *_STAGE)) for row in epochs]
     starts = [i for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
     result: list[Phase] = []
     for first, end in zip(starts, [*starts[1:], len(kinds)], strict=True):
-        phase, resolution = kinds[first]
+        phase, resolution, network, params = kinds[first]
         what = _PHASES.get(str(phase), str(phase or "training"))
+        if network:  # which grows
+            count = number(params)
+            size = f" ({count / 1e6:.2f} million parameters)" if count else ""
+            what = f"{network}{size}, {what}"
         pixels = f", pictures of {resolution} px" if resolution else ""
         left = first / len(kinds) * 100
         width = (end - first) / len(kinds) * 100

@@ -21,6 +21,7 @@ from mbconv.study.matching import PICTURES, pass_seconds
 from mbconv.study.plan import Asked, Plan, PlannedArm
 from mbconv.study.ready import question
 from mbconv.training import setup
+from mbconv.training.budget import LOADED
 from mbconv.training.console import Reporter
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import DTYPES, Machine, find_device, plain_machine, timed
@@ -57,7 +58,7 @@ class Bench:
         for phase in recipe.phases:
             side = phase.resolution
             step, score = self.step(arm, recipe, side), self.score(arm, side)
-            seconds += phase.epochs * (per_epoch * step * setup.LOADED + scored * score)
+            seconds += phase.epochs * (per_epoch * step * LOADED + scored * score)
         if recipe.transfer.head_resolution:  # the head's fit is a pass over all of them
             score = self.score(arm, recipe.transfer.head_resolution)
             seconds += (self.pictures["train"] + scored) * score

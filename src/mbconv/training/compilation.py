@@ -40,8 +40,9 @@ class Gain:
         even = "never"
         if math.isfinite(self.break_even):
             even = f"after {math.ceil(self.break_even):,} steps"
+        often = {1: "", 2: " twice"}.get(self.times, f" {self.times} times")
         return (
-            f"compile: {duration(self.compiling)}{' twice' if self.times == 2 else ''}, then a "
+            f"compile: {duration(self.compiling)}{often}, then a "
             f"step takes {1000 * self.after:.0f} ms instead of {1000 * self.before:.0f}: it pays "
             f"{even}, and {steps:,} are left; {'compiled' if used else 'not compiled'}"
         )
@@ -76,8 +77,11 @@ def settle(trainer: Trainer, batch: Batch, mode: Mode) -> str:
                 told = f"torch cannot compile here ({why}). Leave --compile away."
                 raise UserError(told) from error
             return f"compile: not possible here ({why})"
-    # Once for the first resolution, and once more for all others together.
-    times = min(2, len({phase.resolution for phase in trainer.recipe.phases}))
+    # For each network once at its first resolution, and once more for all others together.
+    sides: dict[object, set[int]] = {}
+    for phase in trainer.recipe.phases:
+        sides.setdefault(phase.network, set()).add(phase.resolution)
+    times = sum(min(2, len(found)) for found in sides.values())
     gain = Gain(max(0.0, first - after), eager, after, times)
     used = mode == "on" or gain.pays(trainer.total)
     if not used:

@@ -28,10 +28,10 @@ class Reporter:
     def metrics(self, line: dict[str, Any], last: int) -> None:
         """One line on an epoch of `last`, or on the head's fit."""
         if line["phase"] == "head":
-            what = f"head on frozen features, {line['resolution']} px"
+            what = f"head on frozen features, {_network(line)}{line['resolution']} px"
         else:
             what = (
-                f"epoch {line['epoch']}/{last}, {line['resolution']} px: loss "
+                f"epoch {line['epoch']}/{last}, {_network(line)}{line['resolution']} px: loss "
                 f"{line['train_loss']:.3f}, waited {100 * line['data_wait']:.0f}% for data"
             )
         self.say(
@@ -53,6 +53,11 @@ class Reporter:
             *columns, console=self.console, transient=True, disable=not self.live
         ) as progress:
             yield Bar(progress, progress.add_task(text, total=total, note=""))
+
+
+def _network(line: dict[str, Any]) -> str:
+    """Which network it was, where that changes."""
+    return f"{line['network']}, " if "network" in line else ""
 
 
 class Bar:

@@ -117,6 +117,7 @@ def diverged(
         "seed": seed,
         "total": trainer.total,
         "class_weights": trainer.class_weights,
+        "spec": trainer.model.spec.to_dict(),
         "weights": trainer.model.state_dict(),
     }
     return Diverged(*trainer.world.pick((message, step), wanted=not found.finite))

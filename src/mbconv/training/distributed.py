@@ -116,7 +116,9 @@ class World:
         if self.size > 1:
             with talking(), torch.no_grad():
                 for tensor in tensors:
-                    dist.broadcast(tensor, 0)
+                    dense = tensor.contiguous()  # in channels_last it is not sent
+                    dist.broadcast(dense, 0)
+                    tensor.copy_(dense)
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This process's part of a batch: consecutive, shares differ by one at most."""

@@ -33,10 +33,12 @@ _GROUPS = {
 
 
 def describe(network: MBConvNet, recipe: Recipe, machine: Machine) -> dict[str, Any]:
-    """What a run's config says of network, recipe and machine."""
+    """What a run's config says of network, recipe and machine; of networks that grow the last."""
+    grown = recipe.phases[-1].network
+    last = grown if isinstance(grown, Spec) else network.spec
     return {
-        "spec_name": network.spec.name,
-        "spec": network.spec.to_dict(),
+        "spec_name": last.name,
+        "spec": last.to_dict(),
         "preprocessing": network.preprocessing.to_dict(),
         "base": network.provenance,  # of the weights that training starts from, their licence too
         "epochs": recipe.epochs,
@@ -92,9 +94,9 @@ def was_begun(run: Path) -> bool:
     return path.is_file() and read_config(path).get("command") == command_line()
 
 
-def network_of(config: dict[str, Any]) -> MBConvNet:
-    """The config's network, with fresh weights."""
-    made = build(Spec.from_dict(config["spec"]))
+def network_of(config: dict[str, Any], spec: dict[str, Any] | None = None) -> MBConvNet:
+    """The config's network, or that of `spec` which grows into it, with fresh weights."""
+    made = build(Spec.from_dict(spec or config["spec"]))
     made.preprocessing = Preprocessing.from_dict(config["preprocessing"])
     return made
 

@@ -1,4 +1,4 @@
-"""A run that starts from another run's network, grown: weights, average and moments come along."""
+"""What a network has learnt goes into a larger one: weights, moving average and moments."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mbconv.arch.spec import Spec
 from mbconv.errors import UserError
 from mbconv.growing.plan import Move, Plan, plan
 from mbconv.growing.transfer import grow, origins_of, transfer
@@ -45,28 +46,55 @@ def carry_over(trainer: Trainer, source: str | Path, seed: int) -> str | None:
     if not path.is_file():
         return None
     config = folder.read_config(Path(source) / "config.json")
-    old = folder.network_of(config)
-    model, recipe = trainer.model, Recipe.from_dict(config["recipe"])
-    if old.spec.num_classes != model.spec.num_classes or model.labels != load(source).labels:
-        return None  # the classifier starts afresh, so that the state is another network's
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch raises many kinds for a broken file
         return f"  grown from the kept network of {source}: {path} cannot be read"
+    old = folder.network_of(config, state.get("spec"))
+    model, recipe = trainer.model, Recipe.from_dict(config["recipe"])
+    if old.spec.num_classes != model.spec.num_classes or model.labels != load(source).labels:
+        return None  # the classifier starts afresh, so that the state is another network's
+    moved = _carry(trainer, old, recipe, state, seed)
+    text = f"  grown from {source} after {state['step']:,} steps: weights, their average"
+    return f"{text}, moments of {moved:,} tensors" if moved else text
+
+
+def grow_in_place(trainer: Trainer, target: Spec, seed: int) -> int:
+    """Let the trainer go on with its network grown to `target`; returns as `_carry`.
+
+    Raises UserError where there is no exact way.
+    """
+    old = trainer.model
+    state = {
+        "model": old.state_dict(),
+        "averaged": trainer.averaged.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+    }
+    trainer.take(grow(old, target, seed=seed))
+    return _carry(trainer, old, trainer.recipe, state, seed)
+
+
+def _carry(
+    trainer: Trainer, old: MBConvNet, recipe: Recipe, state: dict[str, Any], seed: int
+) -> int:
+    """Give the trainer of a grown network what `old`, trained by `recipe`, had in its `state`.
+
+    Returns for how many tensors the optimizer's moments came along: none where it is another.
+    """
+    model = trainer.model
     wanted = plan(old.spec, model.spec)
     averaged = {
         name.removeprefix("module."): tensor
         for name, tensor in state["averaged"].items()
         if name.startswith("module.")
     }
-    fresh = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    where = next(iter(state["model"].values())).device
+    fresh = {name: tensor.to(where) for name, tensor in model.state_dict().items()}
     for network, tensors in ((model, state["model"]), (trainer.ema, averaged)):
         network.load_state_dict(transfer(wanted, tensors, fresh, seed=seed))
     trainer.averaged.n_averaged.copy_(state["averaged"]["n_averaged"])
     same = recipe.optimizer.name == trainer.recipe.optimizer.name
-    moved = _carry_moments(trainer, wanted, old, recipe, state["optimizer"]) if same else 0
-    text = f"  grown from {source} after {state['step']:,} steps: weights, their average"
-    return f"{text}, moments of {moved:,} tensors" if moved else text
+    return _carry_moments(trainer, wanted, old, recipe, state["optimizer"]) if same else 0
 
 
 def _carry_moments(
@@ -82,7 +110,8 @@ def _carry_moments(
         if past is None or move.start != "source" or move.repeated or not parameter.requires_grad:
             continue
         trainer.optimizer.state[parameter] = {
-            key: _moment(value, move, key).to(parameter.device)
+            # In the parameter's own layout: fused optimizers go through both as they lie in memory.
+            key: torch.empty_like(parameter).copy_(_moment(value, move, key))
             if isinstance(value, Tensor) and value.shape == torch.Size(move.source_shape)
             else value
             for key, value in past.items()

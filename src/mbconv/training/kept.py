@@ -26,7 +26,8 @@ def keep(run: Path, network: MBConvNet, config: dict[str, Any], line: dict[str, 
     provenance = {
         "trained_on": Path(config["data"]).name, "epoch": line["epoch"],
         "val_top1": line["val_ema"], "recipe": config["recipe"]["name"],
-        "pretrained": config["model"], "base": config.get("base"),
+        "pretrained": config.get("starts_from") if "stage" in line else config["model"],
+        "base": config.get("base"),
     }  # fmt: skip
     try:
         model_file.save(network, run / MODEL_FILE, provenance)

@@ -71,18 +71,22 @@ class Trainer:
         teacher: MBConvNet | None = None,
     ) -> None:
         self.world = world or World()
-        shared = self.world.size > 1
-        if recipe.transfer.norms == "synced" and shared:
-            sync_norms(model)
-        self.model = model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
         self.recipe = recipe
         self.machine = machine
         self.total = total
         self.figures: dict[str, float] = {}  # of the last step: loss, learning rate, gradient norm
         self.teacher = teacher and teacher.eval().to(machine.device)
-        self.compile(machine.compiled)
         weights = class_weights(recipe.loss, counts)
         self.class_weights = None if weights is None else weights.to(machine.device)
+        self.take(model)
+
+    def take(self, model: MBConvNet) -> None:
+        """Train this network from now on, with a fresh optimizer and moving average."""
+        recipe, machine, shared = self.recipe, self.machine, self.world.size > 1
+        if recipe.transfer.norms == "synced" and shared:
+            sync_norms(model)
+        self.model = model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
+        self.compile(machine.compiled)
         freeze(model, recipe.transfer.frozen_stages)
         if recipe.regularization.drop_path is not None:
             set_drop_path(model, recipe.regularization.drop_path)

@@ -11,11 +11,14 @@ from mbconv.data.audit import Audit
 from mbconv.data.source import Dataset
 from mbconv.nn.model import MBConvNet
 from mbconv.training import determinism, setup
+from mbconv.training.budget import fit_budget, pixel_rate
 from mbconv.training.console import Reporter
 from mbconv.training.distributed import World
 from mbconv.training.growth import grown
 from mbconv.training.machine import Machine, find_device, plain_machine
+from mbconv.training.networks import begin, check_growth
 from mbconv.training.recipe import Recipe
+from mbconv.training.teacher import load_teacher
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Plan:
     recipe: Recipe
     machine: Machine
     config: dict[str, Any]  # what a run's config says beside these
+    teacher: MBConvNet | None = None
 
     @classmethod
     def make(
@@ -49,29 +53,45 @@ class Plan:
         seed = earlier["seed"] if earlier else settings.seed
         dataset, found = setup.open_data(data, seed, reporter)
         torch.manual_seed(seed)  # of fresh weights, if only the classifier's
-        origin, teacher = settings.grow_from, settings.teacher
+        origin = settings.grow_from
         if origin is not None:
             model = grown(origin, model, seed)
-        network, pretrained = setup.make_model(model, dataset.classes)
-        setup.announce(network, pretrained, setup.name_of(model), reporter)
+        whole, pretrained = setup.make_model(model, dataset.classes)
+        teacher = None
+        if settings.teacher is not None:
+            teacher = load_teacher(settings.teacher, dataset.classes)
+        resolution = setup.choose_resolution(whole, found, settings.resolution)
+        sizes = {name: len(samples) for name, samples in dataset.splits.items()}
         if earlier:
-            recipe = Recipe.from_dict(earlier["recipe"])
+            asked = Recipe.from_dict(earlier["recipe"])
+        else:
+            asked = setup.choose_recipe(
+                settings, resolution, sizes["train"], pretrained, settings.epochs
+            )
+        start = begin(asked, model, (whole, pretrained), earlier, seed)
+        network = start.network
+
+        def usual(resolution: int, epochs: int | None) -> Recipe:
+            pictures = sizes["train"]
+            recipe = setup.choose_recipe(settings, resolution, pictures, start.pretrained, epochs)
+            return start.resolved(recipe)
+
+        recipe = start.resolved(asked) if earlier else usual(resolution, settings.epochs)
+        check_growth(recipe, origin)
+        name = network.spec.name if recipe.grows else setup.name_of(model)
+        setup.announce(network, start.pretrained, name, reporter)
+        if earlier:
             machine, cache = machine_of(earlier, world), earlier.get("cache")
         else:
-            resolution = setup.choose_resolution(network, found, settings.resolution)
-            sizes = {name: len(samples) for name, samples in dataset.splits.items()}
-
-            def usual(resolution: int, epochs: int | None) -> Recipe:
-                pictures = sizes["train"]
-                return setup.choose_recipe(settings, resolution, pictures, pretrained, epochs)
-
-            recipe = usual(resolution, settings.epochs)
-            machine = _fastest(network, recipe, settings, world, reporter)
+            machine = _fastest(network, recipe, settings, world, reporter, teacher)
             if settings.budget is not None:
                 left = settings.budget - (time.perf_counter() - started)
-                rate = setup.pixel_rate(recipe, machine, world.size)
-                recipe = setup.fit_budget(usual, recipe, rate, left, sizes)
+                rate = pixel_rate(recipe, machine, world.size)
+                recipe = fit_budget(usual, recipe, rate, left, sizes)
+                check_growth(recipe, origin)
             cache = setup.choose_cache(settings.cache, recipe, sizes["train"])
+        for line in start.describe(recipe, pretrained):
+            reporter.say(line)
         config = {
             "model": setup.name_of(model),
             "data": dataset.source,
@@ -81,19 +101,25 @@ class Plan:
             "cache": cache,
             "processes": world.size,
             "grown_from": None if origin is None else str(origin),
-            "teacher": None if teacher is None else setup.name_of(teacher),
+            "starts_from": start.source,
+            "teacher": None if settings.teacher is None else setup.name_of(settings.teacher),
         }
-        return cls(dataset, found, network, pretrained, recipe, machine, config)
+        return cls(dataset, found, network, start.pretrained, recipe, machine, config, teacher)
 
 
 def _fastest(
-    network: MBConvNet, recipe: Recipe, settings: setup.Settings, world: World, reporter: Reporter
+    network: MBConvNet,
+    recipe: Recipe,
+    settings: setup.Settings,
+    world: World,
+    reporter: Reporter,
+    teacher: MBConvNet | None,
 ) -> Machine:
     machine = plain_machine(find_device(settings.device), world.local_size)
-    machine = setup.choose_machine(network, recipe, machine)
+    machine = setup.choose_machine(network, recipe, machine, teacher)
     if settings.deterministic:
         machine = replace(machine, deterministic=True)
-        with setup.step_timer(network, recipe) as seconds_per_step:
+        with setup.step_timer(network, recipe, teacher) as seconds_per_step:
             reporter.say(determinism.describe_cost(machine, seconds_per_step))
     return machine
 

@@ -17,6 +17,7 @@ from mbconv.training.diagnosis import Diverged
 from mbconv.training.head import start_head
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import find_device, plain_machine
+from mbconv.training.networks import begin
 from mbconv.training.schedule import steps
 
 SMOOTHING = 0.9  # of the loss over the steps before
@@ -90,10 +91,14 @@ def range_test(
     """
     dataset, found = setup.open_data(data, settings.seed, reporter)
     torch.manual_seed(settings.seed)
-    network, pretrained = setup.make_model(model, dataset.classes)
+    whole = setup.make_model(model, dataset.classes)
     samples = list(dataset.splits["train"])
-    resolution = setup.choose_resolution(network, found, settings.resolution)
-    recipe = setup.choose_recipe(settings, resolution, len(samples), pretrained)
+    resolution = setup.choose_resolution(whole[0], found, settings.resolution)
+    recipe = setup.choose_recipe(settings, resolution, len(samples), whole[1])
+    start = begin(recipe, model, whole, None, settings.seed)
+    network = start.network
+    if start.pretrained != whole[1]:
+        recipe = setup.choose_recipe(settings, resolution, len(samples), start.pretrained)
     endless = replace(recipe.phases[0], epochs=2**31 - 1)
     recipe = replace(recipe, phases=(endless,))
     trainer = Trainer(network, recipe, plain_machine(find_device(settings.device)), number)

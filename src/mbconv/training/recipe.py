@@ -5,13 +5,18 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, cast
 
+from mbconv.arch.cost import cost
 from mbconv.arch.fields import check, check_types, known, members
+from mbconv.arch.spec import Spec
 from mbconv.data.augmentation import Augmentation
 from mbconv.errors import UserError
 
 Item = TypeVar("Item")
+
+SMALLER = "smaller"  # as a phase's network: a smaller relative of the next phase's
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,14 @@ class Phase:
     magnitude: float | None = None  # of RandAugment
     mixup: float | None = None  # alpha
     dropout: float | None = None
+    network: str | Spec | None = None  # a name, a file, smaller; None: the next phase's or MODEL
 
     def __post_init__(self) -> None:
         check_types("phases", self)
+        if isinstance(self.network, Mapping):
+            object.__setattr__(self, "network", Spec.from_dict(self.network))
+        known = isinstance(self.network, str | Spec | None)
+        check("phases", "network", self.network, known, "a name, a file or a spec")
         _at_least_zero("phases", self, "magnitude", "mixup", "dropout")
         _below_one("phases", self, "dropout")
         if self.magnitude is not None:
@@ -164,10 +174,25 @@ class Recipe:
                 return phase
         return self.phases[-1]
 
+    @property
+    def grows(self) -> bool:
+        """Whether the network becomes larger from phase to phase."""
+        return any(phase.network is not None for phase in self.phases)
+
+    def work(self, phase: Phase) -> float:
+        """What a picture of this phase costs, in pixels of the first phase's network."""
+        pixels, first = float(phase.resolution**2), self.phases[0].network
+        if isinstance(phase.network, Spec) and isinstance(first, Spec):
+            pixels *= _macs_per_pixel(phase.network) / _macs_per_pixel(first)
+        return pixels
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, every field written out; `from_dict` restores it exactly."""
         data = asdict(self)
         data["phases"] = list(data["phases"])
+        for phase, made in zip(self.phases, data["phases"], strict=True):
+            if isinstance(phase.network, Spec):
+                made["network"] = phase.network.to_dict()
         return data
 
     @classmethod
@@ -195,6 +220,11 @@ def _made(kind: type[Item], data: Any, where: str) -> Item:
         return kind(**values)
     except TypeError as error:  # a field without default is missing
         raise UserError(f"{where} is incomplete: {error}.") from error
+
+
+@cache
+def _macs_per_pixel(spec: Spec) -> float:
+    return cost(spec).macs / spec.resolution**2
 
 
 def _at_least_zero(where: str, item: Any, *names: str) -> None:

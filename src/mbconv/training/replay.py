@@ -23,10 +23,10 @@ def replay(run: str | Path) -> tuple[int, Trace]:
     config = folder.read_config(run / "config.json")
     if not (run / FILE).is_file():
         raise UserError(f"{run} holds no {FILE}: no step of this run failed, nothing to replay.")
-    network = folder.network_of(config)
     machine = Machine.from_dict(config["machine"])
     try:
         step = torch.load(run / FILE, map_location=machine.device, weights_only=True)
+        network = folder.network_of(config, step.get("spec"))
         network.load_state_dict(step["weights"])
     except Exception as error:  # torch raises many kinds for a broken or foreign file
         raise UserError(

@@ -12,6 +12,7 @@ from mbconv.training import folder
 from mbconv.training.compilation import Mode
 from mbconv.training.console import Reporter
 from mbconv.training.distributed import World, joined
+from mbconv.training.ending import finish
 from mbconv.training.failing import survivable
 from mbconv.training.recipe import Recipe
 from mbconv.training.session import OnEpoch, Session
@@ -140,5 +141,5 @@ def _finish(session: Session) -> Run:
     if session.next_step == 0:
         session.fit_head()
     session.learn()
-    model, record = session.finish()
+    model, record = finish(session)
     return Run(session.path, model, record)

@@ -1,4 +1,4 @@
-"""One run in its folder, step by step: prepare, fit the head, learn, finish; or reopen."""
+"""One run in its folder, step by step: prepare, or reopen; fit the head, learn."""
 
 import time
 from collections import Counter
@@ -14,14 +14,12 @@ from mbconv.data.loader import Pictures
 from mbconv.data.source import Dataset
 from mbconv.errors import UserError
 from mbconv.files import check_writable, locked
-from mbconv.measure.accuracy import collect, evaluate, summarize
-from mbconv.measure.gradcam import explain_mistakes
+from mbconv.measure.accuracy import collect, summarize
 from mbconv.measure.memory import keep_freed_memory
 from mbconv.nn.model import MBConvNet
-from mbconv.record import Record, write_records
-from mbconv.report.run import write_report
 from mbconv.report.runs import LOCK
 from mbconv.training import compilation, determinism, folder, setup
+from mbconv.training.budget import fits_another
 from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged, save_failed_step
 from mbconv.training.distributed import World
@@ -34,16 +32,15 @@ from mbconv.training.machine import DTYPES, Machine
 from mbconv.training.plan import Plan, machine_of
 from mbconv.training.recipe import Recipe
 from mbconv.training.schedule import Step, total_steps
+from mbconv.training.stages import grow_if_due, stage
 from mbconv.training.state import load_state, save_state
 from mbconv.training.teacher import find_teacher, keep_teacher
 from mbconv.training.tracking import Trackers, open_trackers
-from mbconv.weights.model import MODEL_FILE, load
 
 # Called after the head's fit and after each epoch with the averaged network and the metrics.
 OnEpoch = Callable[[MBConvNet, dict[str, Any]], None]
 
 SAVE_EVERY = 300.0  # seconds; and after each epoch
-FINISH = 8.0  # seconds for the final score, the explained mistakes and the report
 
 
 class Session:
@@ -96,8 +93,8 @@ class Session:
         self.config = plan.config | folder.made_with()
         self._hold()
         folder.write_data(self.path, self.dataset, plan.found)
-        if settings.teacher is not None:
-            keep_teacher(self.path, settings.teacher, self.dataset.classes)
+        if plan.teacher is not None:
+            keep_teacher(self.path, plan.teacher)
         self._make_trainer(network, plan.machine)
         origin, seed = settings.grow_from, self.config["seed"]
         told = None if origin is None else carry_over(self.trainer, origin, seed)
@@ -125,13 +122,17 @@ class Session:
         keep_freed_memory()
         self.dataset = folder.read_data(self.path)
         self.recipe = Recipe.from_dict(self.config["recipe"])
-        network = folder.network_of(self.config)
-        network.labels = self.dataset.classes
         machine = machine_of(self.config, self.world)
         if self.config.get("processes", 1) != self.world.size:
             self.reporter.say(f"  now {self.world.describe(self.recipe, machine)}")
-        self._make_trainer(network, machine)
-        past, damaged = load_state(self.path, self.trainer)
+
+        def trainer_of(spec: dict[str, Any] | None) -> Trainer:
+            network = folder.network_of(self.config, spec)
+            network.labels = self.dataset.classes
+            self._make_trainer(network, machine)
+            return self.trainer
+
+        past, damaged = load_state(self.path, machine.device, trainer_of)
         if damaged:
             self.reporter.say(
                 f"the last state of {self.path} is damaged; going on from the one before it",
@@ -205,7 +206,7 @@ class Session:
         seconds = time.perf_counter() - begun
         self._log(
             {"epoch": 0, "phase": "head", "resolution": resolution,
-             "img_per_s": len(samples) / seconds}
+             "img_per_s": len(samples) / seconds, **stage(self.trainer)}
         )  # fmt: skip
 
     def learn(self) -> None:
@@ -239,6 +240,7 @@ class Session:
             seed = self.config["seed"]
             self.stepping = True
             try:
+                self._grow()
                 for step, stats in epochs(
                     self.trainer, pictures, seed, start=self.next_step, on_step=on_step,
                     on_batch=lost_pictures(),
@@ -248,6 +250,7 @@ class Session:
                         raise KeyboardInterrupt
                     if self.world.decide(self._out_of_time, step, stats):
                         break
+                    self._grow()
             except Diverged as error:
                 kept = self.world.decide(save_failed_step, self.path, error)
                 raise UserError(
@@ -257,17 +260,20 @@ class Session:
             finally:
                 self.stepping = False
 
+    def _grow(self) -> None:
+        """What is ahead may be for a larger network; a state is saved behind its first steps."""
+        grow_if_due(self.path, self.trainer, self.next_step, self.config["seed"], self.reporter)
+
     def _out_of_time(self, step: Step, stats: EpochStats) -> bool:
         """Whether another epoch like this one, and the end of the run, would break the budget."""
         budget: float | None = self.config["budget_seconds"]
         if budget is None or self.next_step == self.trainer.total:
             return False
-        later = max(phase.resolution for phase in self.recipe.phases)
-        epoch = stats.seconds * (later / step.resolution) ** 2
-        over = time.perf_counter() - self.started + 1.15 * epoch + FINISH > budget
-        if over:
-            self.reporter.say("  stopping here: another epoch would not fit into the budget")
-        return over
+        phase, left = self.recipe.phase(step.epoch), budget - (time.perf_counter() - self.started)
+        if fits_another(self.recipe, phase, stats.seconds, left):
+            return False
+        self.reporter.say("  stopping here: another epoch would not fit into the budget")
+        return True
 
     def _end_epoch(self, step: Step, stats: EpochStats) -> None:
         tell_left_out(stats.failures, self.reporter.say)
@@ -276,7 +282,7 @@ class Session:
              "train_loss": stats.loss_sum / max(1, stats.pictures),
              "lr": self.trainer.rate(step.index),
              "img_per_s": stats.pictures / stats.seconds,
-             "data_wait": stats.waited / stats.seconds}
+             "data_wait": stats.waited / stats.seconds, **stage(self.trainer)}
         )  # fmt: skip
         self.save()
 
@@ -318,30 +324,3 @@ class Session:
             tell_left_out(collected.unreadable, self.reporter.say, " of validation")
         detail = summarize(collected.logits, collected.targets, self.dataset.classes)
         return float(detail["top1"]["value"]), len(collected.targets)
-
-    # -- end -----------------------------------------------------------------------------------
-
-    def finish(self) -> tuple[MBConvNet, Record]:
-        """Score the best network on the test split (else on val), write records and report."""
-        network = load(self.path)
-        split = "test" if "test" in self.dataset.splits else "val"
-        record = evaluate(self.world.predictor(network), self.dataset, split=split)
-        if self.world.first:
-            self._write_score(network, record, split)
-        self.world.wait()
-        return network, record
-
-    def _write_score(self, network: MBConvNet, record: Record, split: str) -> None:
-        explain_mistakes(network, record, self.dataset)
-        self.trackers.log(self.next_step, {f"{split}/final_top1": record.value})
-        self.trackers.saved()
-        write_records(self.path / "evaluation.jsonl", [record])
-        write_report(self.path)
-        seconds = time.perf_counter() - self.started
-        self.reporter.say(
-            f"{split} accuracy {100 * record.value:.1f}% "
-            f"[{100 * (record.low or 0):.1f}, {100 * (record.high or 0):.1f}], n = {record.n}; "
-            f"{seconds:.0f} s in all"
-        )
-        self.reporter.say(f"model:  {self.path / MODEL_FILE}")
-        self.reporter.say(f"report: {self.path / 'report.html'}")

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from mbconv.arch.scale import small_map
+from mbconv.arch.spec import Spec
 from mbconv.data.audit import Audit, audit, drop_unreadable
 from mbconv.data.loader import Batch
 from mbconv.data.memory import OVERSAMPLE, PictureCache, place_bytes, room
@@ -22,7 +23,7 @@ from mbconv.training.loop import Trainer
 from mbconv.training.machine import Machine, measured, timed, unchanged
 from mbconv.training.override import changed
 from mbconv.training.recipe import Recipe
-from mbconv.training.recipes import SMALLEST, find_recipe, plan_epochs, usual_recipe
+from mbconv.training.recipes import SMALLEST, find_recipe, usual_recipe
 from mbconv.weights.model import create_model, has_weights
 
 
@@ -136,7 +137,7 @@ def choose_recipe(
     """The recipe that the settings name, or the one for these weights, with their changes."""
     recipe = settings.recipe
     if not isinstance(recipe, Recipe):
-        make = find_recipe(recipe) if recipe else usual_recipe(pretrained)
+        make = find_recipe(recipe, pretrained) if recipe else usual_recipe(pretrained)
         recipe = make(pictures, resolution, epochs=epochs)
     recipe = replace(recipe, batch_size=min(recipe.batch_size, pictures))
     if not settings.flip:
@@ -151,60 +152,30 @@ def random_batch(network: MBConvNet, recipe: Recipe, most: int = 16) -> Batch:
     return Batch(pixels, torch.arange(size) % network.spec.num_classes, ())
 
 
-def choose_machine(network: MBConvNet, recipe: Recipe, machine: Machine) -> Machine:
-    """Measure training steps on random pictures at the first phase's resolution."""
-    with step_timer(network, recipe) as seconds_per_step:
+def choose_machine(
+    network: MBConvNet, recipe: Recipe, machine: Machine, teacher: MBConvNet | None = None
+) -> Machine:
+    """Measure training steps on random pictures at the first phase's resolution.
+
+    The `teacher`, if there is one, answers in each step too.
+    """
+    with step_timer(network, recipe, teacher) as seconds_per_step:
         return measured(machine, seconds_per_step)
 
 
 @contextmanager
-def step_timer(network: MBConvNet, recipe: Recipe) -> Iterator[Callable[[Machine], float]]:
+def step_timer(
+    network: MBConvNet, recipe: Recipe, teacher: MBConvNet | None = None
+) -> Iterator[Callable[[Machine], float]]:
     """What measures a training step on a machine; the network is left as it was."""
     batch = random_batch(network, recipe)
 
     def seconds_per_step(candidate: Machine) -> float:
-        trainer = Trainer(network, recipe, candidate, total=1)
+        trainer = Trainer(network, recipe, candidate, total=1, teacher=teacher)
         return timed(lambda: trainer.backward(batch))
 
     with unchanged(network):
         yield seconds_per_step
-
-
-# A step takes this much longer while pictures are read beside it (measured on two cores).
-LOADED = 1.35
-
-
-def pixel_rate(recipe: Recipe, machine: Machine, processes: int = 1) -> float:
-    """Training pixels a second of all processes, from the trials of `choose_machine` in one."""
-    seconds: float = min(trial["ms_per_step"] for trial in machine.trials) / 1000
-    pixels = min(16, recipe.batch_size) * recipe.phases[0].resolution ** 2
-    return float(processes * pixels / seconds / LOADED)
-
-
-def fit_budget(
-    make: Callable[[int, int], Recipe],
-    recipe: Recipe,
-    rate: float,
-    seconds: float,
-    sizes: dict[str, int],
-) -> Recipe:
-    """Epochs, and if need be a smaller resolution, so that the run takes `seconds` from here.
-
-    `make(resolution, epochs)` gives recipes like `recipe`; `rate` is training pixels a second,
-    `sizes` the pictures in each split. A fourth of a training step is a forward pass; an eighth of
-    the time is kept in reserve.
-    """
-    at_epoch = sizes["train"] + 0.5 * sizes.get("val", 0)  # raw and averaged weights
-    once = sizes.get("test", sizes.get("val", 0))
-    once += sizes["train"] if recipe.transfer.head_resolution else 0
-
-    def left(side: int) -> float:
-        return seconds * 7 / 8 - 0.25 * once * side**2 / rate
-
-    sides = list(range(recipe.resolution, SMALLEST - 1, -32)) or [recipe.resolution]
-    enough = (side for side in sides if 3 * at_epoch * side**2 / rate <= left(side))
-    side = next(enough, sides[-1])  # with fewer than three epochs, smaller pictures teach more
-    return plan_epochs(lambda epochs: make(side, epochs), round(at_epoch), left(side), rate)
 
 
 def choose_cache(wanted: str, recipe: Recipe, pictures: int) -> dict[str, int] | None:
@@ -251,7 +222,11 @@ def warn_of_small_maps(network: MBConvNet, recipe: Recipe, reporter: Reporter) -
 
 def describe(network: MBConvNet, recipe: Recipe, machine: Machine) -> list[str]:
     """Lines on what will happen, once the trainer is made."""
-    phases = " then ".join(f"{p.epochs} epochs at {p.resolution} px" for p in recipe.phases)
+    phases = " then ".join(
+        f"{p.epochs} epochs at {p.resolution} px"
+        + (f" of {p.network.name}" if isinstance(p.network, Spec) else "")
+        for p in recipe.phases
+    )
     layout = "channels_last" if machine.channels_last else "contiguous"
     formats = machine.dtype
     if recipe.transfer.frozen_stages and machine.frozen_dtype != machine.dtype:

@@ -1,5 +1,6 @@
 """What a run needs to go on where it stopped: one file, replaced as a whole, and the one before."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def save_state(run: Path, trainer: Trainer, *, step: int, best: float, seconds: 
     step seeds itself.
     """
     state = {
+        "spec": trainer.model.spec.to_dict(),  # which the network may outgrow
         "model": trainer.model.state_dict(),
         "averaged": trainer.averaged.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
@@ -38,11 +40,14 @@ def save_state(run: Path, trainer: Trainer, *, step: int, best: float, seconds: 
             newest.replace(folder / BEFORE)
 
 
-def load_state(run: Path, trainer: Trainer) -> tuple[dict[str, Any], bool]:
-    """Restore what `save_state` wrote into `trainer`; returns step, best and seconds.
+def load_state(
+    run: Path, device: str, make: Callable[[dict[str, Any] | None], Trainer]
+) -> tuple[dict[str, Any], bool]:
+    """Restore what `save_state` wrote; returns step, best and seconds.
 
-    Also returns whether the newest state was damaged and the one before it was taken. Both lead
-    to the same end. Raises UserError where there is none that can be read.
+    `make(spec)` gives the trainer to restore it into, for the network that was saved (None in
+    states of old). Also returns whether the newest state was damaged and the one before it was
+    taken. Both lead to the same end. Raises UserError where there is none that can be read.
     """
     folder, error = run / "last", None
     there = [folder / name for name in (NEWEST, BEFORE) if (folder / name).is_file()]
@@ -52,19 +57,21 @@ def load_state(run: Path, trainer: Trainer) -> tuple[dict[str, Any], bool]:
         )
     for path in there:
         try:
-            past = _restore(path, trainer)
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            trainer = make(state.pop("spec", None))
+            _restore(state, trainer)
+        except UserError:
+            raise
         except Exception as found:  # torch raises many kinds for a broken or foreign file
             error = error or found
             continue
-        return past, path.name == BEFORE
+        return state, path.name == BEFORE
     raise UserError(
         f"{there[0]} is broken or belongs to another network; start the run anew."
     ) from error
 
 
-def _restore(path: Path, trainer: Trainer) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location=trainer.machine.device, weights_only=True)
+def _restore(state: dict[str, Any], trainer: Trainer) -> None:
     trainer.model.load_state_dict(state.pop("model"))
     trainer.averaged.load_state_dict(state.pop("averaged"))
     trainer.optimizer.load_state_dict(state.pop("optimizer"))
-    return state

@@ -15,11 +15,10 @@ from mbconv.weights.model import load as load_any
 FILE = "teacher.safetensors"  # in the run folder, so that the run can go on
 
 
-def keep_teacher(run: Path, teacher: MBConvNet | str | Path, classes: tuple[str, ...]) -> None:
-    """Put a copy of the teacher into the run folder.
+def load_teacher(teacher: MBConvNet | str | Path, classes: tuple[str, ...]) -> MBConvNet:
+    """The teacher, which is a network or whatever `load` takes.
 
-    `teacher` is a network or whatever `load` takes. Raises UserError unless its labels are
-    `classes`, in their order.
+    Raises UserError unless its labels are `classes`, in their order.
     """
     network = teacher if isinstance(teacher, MBConvNet) else load_any(teacher)
     if network.labels != classes:
@@ -28,7 +27,12 @@ def keep_teacher(run: Path, teacher: MBConvNet | str | Path, classes: tuple[str,
             f"The teacher must know the {len(classes)} classes of the data in their order; it "
             f"knows {known}. Train it on these classes first."
         )
-    save(network, run / FILE)
+    return network
+
+
+def keep_teacher(run: Path, teacher: MBConvNet) -> None:
+    """Put a copy of the teacher into the run folder."""
+    save(teacher, run / FILE)
 
 
 def find_teacher(run: Path, config: dict[str, Any]) -> MBConvNet | None:

@@ -53,7 +53,8 @@ class Trackers:
         """After an epoch: its line of metrics."""
         named = {"val_ema": "val/top1", "val_raw": "val/top1_raw_weights",
                  "train_loss": "epoch/train_loss", "img_per_s": "epoch/img_per_s",
-                 "data_wait": "epoch/data_wait", "resolution": "epoch/resolution"}  # fmt: skip
+                 "data_wait": "epoch/data_wait", "resolution": "epoch/resolution",
+                 "params": "epoch/parameters"}  # fmt: skip
         self.log(step, {name: float(line[key]) for key, name in named.items() if key in line}
                  | {"epoch/number": float(line["epoch"])})  # fmt: skip
 
