@@ -1,6 +1,8 @@
 """A teacher's answers in the loss, and a run that has one."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,26 @@ def test_steps_bring_the_answers_nearer() -> None:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_classes(tmp_path_factory.mktemp("data"), classes=4)
+
+
+def test_a_budget_is_planned_from_steps_with_the_teacher(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    teacher = mbconv.load(write_model(tmp_path / "teacher.safetensors"))
+    teacher.labels = ("class0", "class1", "class2", "class3")
+    teacher.register_forward_hook(lambda *_: asked.append(1))
+
+    def trial(machine: Machine, seconds_per_step: Callable[[Machine], float]) -> Machine:
+        seconds = seconds_per_step(machine)
+        return replace(machine, trials=({"ms_per_step": 1000 * seconds},))
+
+    monkeypatch.setattr("mbconv.training.setup.measured", trial)
+    mbconv.train(
+        write_model(tmp_path / "small.safetensors"), pictures, tmp_path / "run", teacher=teacher,
+        resolution=32, epochs=1, quiet=True,
+    )  # fmt: skip
+    assert len(asked) == 3, "one step that warms up and two that are timed; the run has a copy"
 
 
 def test_an_interrupted_run_goes_on_with_its_teacher(tmp_path: Path, pictures: Path) -> None:

@@ -22,7 +22,8 @@ from mbconv.cli.base import Duration, data_root, find_data, main, offline, trust
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--flip/--no-flip", default=True, help="Mirror pictures; not for digits or text.")
-@click.option("--recipe", metavar="NAME", help="How to train; mbconv recipe list shows them.")
+@click.option("--recipe", metavar="NAME",
+              help="How to train (grow: from a smaller network); mbconv recipe list.")  # fmt: skip
 @click.option(
     "--set",
     "changes",

@@ -117,6 +117,11 @@ def _carry_moments(
             for key, value in past.items()
         }
         found += 1
+    if found and recipe.optimizer.name == "sgd":  # whose fused form wants buffers of all or none
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                own = trainer.optimizer.state[parameter]
+                own.setdefault("momentum_buffer", torch.zeros_like(parameter))
     for group, earlier in zip(trainer.optimizer.param_groups, state["param_groups"], strict=False):
         if found and "steps" in earlier:
             group["steps"] = earlier["steps"]

@@ -1,12 +1,36 @@
-"""Which network of a run is kept, and what its file says of it."""
+"""How good a run's network is, which one is kept, and what its file says of it."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mbconv.data.source import Dataset
+from mbconv.measure.accuracy import collect, summarize
 from mbconv.nn.model import MBConvNet
+from mbconv.training.failing import tell_left_out
+from mbconv.training.loop import Trainer
+from mbconv.training.machine import DTYPES
 from mbconv.weights import file as model_file
 from mbconv.weights.model import MODEL_FILE
+
+
+def score(
+    trainer: Trainer,
+    network: MBConvNet,
+    dataset: Dataset,
+    resolution: int,
+    say: Callable[..., None],
+) -> tuple[float, int]:
+    """Validation accuracy of the trainer's network or its average, and on how many pictures."""
+    dtype = DTYPES[trainer.machine.frozen_dtype]
+    preprocessing = network.preprocessing.at(resolution)
+    predictor = trainer.world.predictor(network, dtype=dtype, preprocessing=preprocessing)
+    collected = collect(predictor, dataset.splits["val"])
+    if network is trainer.model:  # the average is scored on the same pictures
+        tell_left_out(collected.unreadable, say, " of validation")
+    detail = summarize(collected.logits, collected.targets, dataset.classes)
+    return float(detail["top1"]["value"]), len(collected.targets)
 
 
 def is_kept(score: float, best: float, n: int) -> bool:

@@ -155,8 +155,9 @@ def begin(
     ends = last if decided and isinstance(last, Spec) else network.spec
     networks = Networks(ends.replace(num_classes=classes))
     first = networks.specs(recipe)[0]
-    source = earlier.get("starts_from") if earlier else None
-    if source is None:
+    if earlier and "starts_from" in earlier:
+        source = earlier["starts_from"]
+    else:
         source = _source(recipe, first)
     torch.manual_seed(seed)
     if source is None:

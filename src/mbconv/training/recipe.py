@@ -183,7 +183,8 @@ class Recipe:
         """What a picture of this phase costs, in pixels of the first phase's network."""
         pixels, first = float(phase.resolution**2), self.phases[0].network
         if isinstance(phase.network, Spec) and isinstance(first, Spec):
-            pixels *= _macs_per_pixel(phase.network) / _macs_per_pixel(first)
+            side = self.phases[0].resolution
+            pixels = side**2 * _macs(phase.network, phase.resolution) / _macs(first, side)
         return pixels
 
     def to_dict(self) -> dict[str, Any]:
@@ -223,8 +224,8 @@ def _made(kind: type[Item], data: Any, where: str) -> Item:
 
 
 @cache
-def _macs_per_pixel(spec: Spec) -> float:
-    return cost(spec).macs / spec.resolution**2
+def _macs(spec: Spec, resolution: int) -> int:
+    return cost(spec, resolution).macs
 
 
 def _at_least_zero(where: str, item: Any, *names: str) -> None:

@@ -197,7 +197,7 @@ def grow(pictures: int, resolution: int, *, epochs: int | None = None) -> Recipe
     whole network without changing its answers (Net2Net, Chen et al. 2015, arXiv 1511.05641), with
     its moving average and the optimizer's moments. Other ways: --set phases.0.network=NAME,
     phases.0.epochs and so on. The numbers are `scratch`'s; where the smaller network has
-    pretrained weights, it is `grow_pretrained` that is meant.
+    pretrained weights, `--recipe grow` takes `grow_pretrained`.
 
     Command: mbconv train DATA --model efficientnet_b1 --recipe grow. Hardware: two CPU cores.
     Score: not yet measured here.

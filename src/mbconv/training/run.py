@@ -60,9 +60,10 @@ def train(
     `resolution` (pixels) by their size. `budget` (seconds) plans both so that the run ends in
     that time. `device` is auto, cpu, cuda or mps; `flip` mirrors half of the pictures. `recipe`
     is a name that `mbconv recipe list` shows or a whole `Recipe`; by default finetune, or scratch
-    for fresh weights; `changes` set single fields of it ("optimizer.clip=1"). `cache` keeps
-    decoded pictures in memory: where all have room, never, or as many as have. `deterministic`
-    keeps to operators that give the same result each time. `compile` is off, on, or auto:
+    for fresh weights; with grow, or any whose phases name networks, a smaller network begins and
+    becomes `model` on the way; `changes` set single fields of it ("optimizer.clip=1"). `cache`
+    keeps decoded pictures in memory: where all have room, never, or as many as have.
+    `deterministic` keeps to operators that repeat exactly. `compile` is off, on, or auto:
     torch.compile where the time it takes is won back within the run. `trackers` names where the
     run is shown beside its own metrics.jsonl: tensorboard (the default where it is installed),
     wandb, none. `teacher` is a network of the same classes, or whatever `load` takes, whose answers

@@ -14,7 +14,6 @@ from mbconv.data.loader import Pictures
 from mbconv.data.source import Dataset
 from mbconv.errors import UserError
 from mbconv.files import check_writable, locked
-from mbconv.measure.accuracy import collect, summarize
 from mbconv.measure.memory import keep_freed_memory
 from mbconv.nn.model import MBConvNet
 from mbconv.report.runs import LOCK
@@ -26,7 +25,7 @@ from mbconv.training.distributed import World
 from mbconv.training.failing import lost_pictures, tell_left_out
 from mbconv.training.growth import carry_over
 from mbconv.training.head import start_head
-from mbconv.training.kept import is_kept, keep
+from mbconv.training.kept import is_kept, keep, score
 from mbconv.training.loop import EpochStats, Trainer, epochs
 from mbconv.training.machine import DTYPES, Machine
 from mbconv.training.plan import Plan, machine_of
@@ -297,9 +296,9 @@ class Session:
 
     def _log(self, line: dict[str, Any]) -> None:
         """Score raw and averaged weights, keep the network unless it is worse, write the line."""
-        raw, n = averaged, n = self._score(self.trainer.model, line["resolution"])
+        raw, n = averaged, n = self._score(self.trainer.model, line)
         if line["phase"] != "head":  # after the head's fit the average is a copy
-            averaged, n = self._score(self.trainer.ema, line["resolution"])
+            averaged, n = self._score(self.trainer.ema, line)
         line = {**line, "seconds": time.perf_counter() - self.started,
                 "val_raw": raw, "val_ema": averaged, "val_n": n}  # fmt: skip
         line["kept"] = is_kept(averaged, self.best, n)
@@ -314,13 +313,6 @@ class Session:
         if self.on_epoch is not None:
             self.on_epoch(self.trainer.ema, line)
 
-    def _score(self, network: MBConvNet, resolution: int) -> tuple[float, int]:
-        """Validation accuracy, and on how many pictures."""
-        dtype = DTYPES[self.trainer.machine.frozen_dtype]
-        preprocessing = network.preprocessing.at(resolution)
-        predictor = self.world.predictor(network, dtype=dtype, preprocessing=preprocessing)
-        collected = collect(predictor, self.dataset.splits["val"])
-        if network is self.trainer.model:  # the average is scored on the same pictures
-            tell_left_out(collected.unreadable, self.reporter.say, " of validation")
-        detail = summarize(collected.logits, collected.targets, self.dataset.classes)
-        return float(detail["top1"]["value"]), len(collected.targets)
+    def _score(self, network: MBConvNet, line: dict[str, Any]) -> tuple[float, int]:
+        say = self.reporter.say
+        return score(self.trainer, network, self.dataset, line["resolution"], say)
