@@ -1,5 +1,6 @@
 """The networks of a run that grows, decided before it begins: what learns first, what next."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +31,8 @@ class Networks:
 
     last: Spec
     first: Spec | None = None
-    _found: dict[str, Spec] = field(default_factory=dict)
+    _found: dict[str, Spec] = field(default_factory=dict)  # by what the user calls them
+    _checked: dict[tuple[Any, ...], list[Spec]] = field(default_factory=dict)
 
     def resolved(self, recipe: Recipe) -> Recipe:
         """The recipe with a Spec in every phase; as it is where its network does not grow.
@@ -39,16 +41,17 @@ class Networks:
         """
         if not recipe.grows:
             return recipe
-        specs = self.specs(recipe)
-        for number, (spec, after) in enumerate(pairwise(specs), start=1):
-            _check(number, spec, after)
+        asked = tuple(phase.network for phase in recipe.phases)
+        if asked not in self._checked:  # a budget tries many lengths of one recipe
+            self._checked[asked] = self.specs(recipe)
+            _check(self._checked[asked])
         frozen = recipe.transfer.frozen_stages
         if frozen:
             raise UserError(
                 f"transfer.frozen_stages is {frozen}, and what is new in frozen stages would never "
                 "learn: give --set transfer.frozen_stages=0 where the network grows."
             )
-        phases = zip(recipe.phases, specs, strict=True)
+        phases = zip(recipe.phases, self._checked[asked], strict=True)
         return replace(recipe, phases=tuple(replace(p, network=spec) for p, spec in phases))
 
     def specs(self, recipe: Recipe) -> list[Spec]:
@@ -83,13 +86,20 @@ class Networks:
         return self._found[wanted]
 
 
-def _check(number: int, spec: Spec, after: Spec) -> None:
-    """UserError unless the network of phase `number`, from 1, can become the next one's."""
+def _check(specs: Sequence[Spec]) -> None:
+    """UserError unless each phase's network can become the next one's."""
+    for number, (spec, after) in enumerate(pairwise(specs), start=1):
+        _check_step(number, spec, after, ends=number + 1 == len(specs))
+
+
+def _check_step(number: int, spec: Spec, after: Spec, ends: bool) -> None:
+    """The same for the phase of that number, from 1; `ends`: the next one is the last."""
+    place = "--model" if ends else f"phases.{number}.network"
     if cost(after).params < cost(spec).params:
         raise UserError(
             f"Networks of a run only grow, but phase {number + 1} trains {after.name} "
-            f"({_size(after)} parameters) after {spec.name} ({_size(spec)}): give phases."
-            f"{number}.network a larger one, or phases.{number - 1}.network a smaller one."
+            f"({_size(after)} parameters) after {spec.name} ({_size(spec)}): give {place} "
+            f"a larger one, or phases.{number - 1}.network a smaller one."
         )
     found = obstacles(spec, after)
     if found:
