@@ -26,7 +26,7 @@ from mbconv.data.loader import Batch
 from mbconv.errors import UserError
 from mbconv.growing.obstacles import obstacles
 from mbconv.growing.smaller import smaller
-from mbconv.training import session, setup, stages
+from mbconv.training import session, stages
 from mbconv.training.budget import fit_budget
 from mbconv.training.console import Reporter
 from mbconv.training.loop import Trainer
@@ -120,9 +120,8 @@ def test_two_starts_and_too_few_epochs_are_refused() -> None:
 
 def test_the_first_network_has_its_published_weights() -> None:
     classes = ("a", "b", "c")
-    whole = setup.make_model("efficientnet_lite1", classes)
     asked = find_recipe("grow", pretrained=True)(300, 128, epochs=4)
-    start = begin(asked, "efficientnet_lite1", whole, None, 0)
+    start = begin(asked, "efficientnet_lite1", classes, None, 0)
     assert (start.pretrained, start.source) == (True, "efficientnet_lite0")
     assert start.network.labels == classes
     stem = mbconv.load("efficientnet_lite0").stem.conv.weight
@@ -130,16 +129,16 @@ def test_the_first_network_has_its_published_weights() -> None:
     recipe = start.resolved(asked)
     assert recipe.name == "grow_pretrained"
     assert recipe.transfer.frozen_stages == 0
-    assert [p.network for p in recipe.phases] == [start.network.spec, whole[0].spec]
-    assert start.describe(recipe, True) == [
+    assert [p.network for p in recipe.phases] == [start.network.spec, start.whole.spec]
+    assert start.describe(recipe) == [
         "  grows into efficientnet_lite1, 4.14M parameters, before epoch 3"
     ]
-    again = begin(recipe, "efficientnet_lite1", whole, {"starts_from": start.source}, 0)
+    again = begin(recipe, "efficientnet_lite1", classes, {"starts_from": start.source}, 0)
     assert torch.equal(again.network.stem.conv.weight, stem)
     assert again.resolved(recipe) == recipe
     fresh = replace(recipe, phases=(replace(recipe.phases[0], network=SMALL), *recipe.phases[1:]))
     with pytest.raises(UserError, match="small of phase 1 cannot grow into efficientnet_lite1"):
-        begin(fresh, "efficientnet_lite1", whole, None, 0).resolved(fresh)
+        begin(fresh, "efficientnet_lite1", classes, None, 0).resolved(fresh)
 
 
 def test_a_budget_counts_what_larger_networks_cost() -> None:

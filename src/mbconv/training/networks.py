@@ -17,6 +17,7 @@ from mbconv.growing.obstacles import obstacles
 from mbconv.growing.smaller import smaller
 from mbconv.growing.target import following, target_spec
 from mbconv.nn.model import MBConvNet, build
+from mbconv.training import setup
 from mbconv.training.recipe import SMALLER, Recipe
 from mbconv.training.recipes import grow, grow_pretrained
 from mbconv.weights.model import create_model, has_weights
@@ -118,6 +119,8 @@ class Start:
 
     network: MBConvNet
     pretrained: bool
+    whole: MBConvNet  # the last
+    unused: bool = False  # whether there are weights for the last that growth has no use for
     networks: Networks | None = None
     source: str | None = None  # whose weights the first of several networks has
 
@@ -125,8 +128,8 @@ class Start:
         """As `Networks.resolved`."""
         return self.networks.resolved(recipe) if self.networks else recipe
 
-    def describe(self, recipe: Recipe, pretrained: bool) -> list[str]:
-        """What the network grows into and when; `pretrained`: the last has weights of its own."""
+    def describe(self, recipe: Recipe) -> list[str]:
+        """What the network grows into and when."""
         told, lines = self.network.spec.hash, []
         for epoch in range(1, recipe.epochs + 1):
             spec = recipe.phase(epoch).network
@@ -135,7 +138,7 @@ class Start:
                 lines.append(
                     f"  grows into {spec.name}, {_size(spec)} parameters, before epoch {epoch}"
                 )
-        if lines and pretrained and not self.pretrained:
+        if lines and self.unused and not self.pretrained:
             lines.append(
                 "  The weights that it has then are not used: growth begins with fresh ones. "
                 "--recipe finetune starts from them."
@@ -146,20 +149,20 @@ class Start:
 def begin(
     recipe: Recipe,
     model: MBConvNet | str | Path,
-    whole: tuple[MBConvNet, bool],
+    labels: tuple[str, ...],
     earlier: dict[str, Any] | None,
     seed: int,
 ) -> Start:
-    """What a run by this recipe starts with, if it is to end with the network `whole`.
+    """What a run by this recipe starts with, if it is to end with `model`.
 
-    `model` is what the user calls that, the bool whether it is pretrained; `earlier` the config
-    that the recipe is from. A named first network has its published weights, where there are
-    some, a file or run its own; names then stand for shapes with the numerics of these weights.
+    `earlier` is the config that the recipe is from. A named first network has its published
+    weights, where there are some, a file or run its own; names then stand for shapes with the
+    numerics of these weights. What grows into `model` needs no weights of it.
     """
-    network, pretrained = whole
+    network, pretrained = setup.make_model(model, labels, fresh=recipe.grows)
     if not recipe.grows:
-        return Start(network, pretrained)
-    classes = network.spec.num_classes
+        return Start(network, pretrained, network)
+    classes = len(labels)
     last = recipe.phases[-1].network
     decided = earlier is not None and isinstance(last, Spec)  # by a run that had resolved it
     ends = last if decided and isinstance(last, Spec) else network.spec
@@ -178,8 +181,8 @@ def begin(
         if not isinstance(model, MBConvNet) and not decided:
             ends = target_spec(model, made.spec)
         networks = Networks(ends.replace(num_classes=classes), first=made.spec)
-    made.labels = network.labels
-    return Start(made, source is not None, networks, source)
+    made.labels = labels
+    return Start(made, source is not None, network, pretrained, networks, source)
 
 
 def _source(recipe: Recipe, first: Spec) -> str | None:

@@ -56,20 +56,17 @@ class Plan:
         origin = settings.grow_from
         if origin is not None:
             model = grown(origin, model, seed)
-        whole, pretrained = setup.make_model(model, dataset.classes)
         teacher = None
         if settings.teacher is not None:
             teacher = load_teacher(settings.teacher, dataset.classes)
-        resolution = setup.choose_resolution(whole, found, settings.resolution)
         sizes = {name: len(samples) for name, samples in dataset.splits.items()}
         if earlier:
             asked = Recipe.from_dict(earlier["recipe"])
         else:
-            asked = setup.choose_recipe(
-                settings, resolution, sizes["train"], pretrained, settings.epochs
-            )
-        start = begin(asked, model, (whole, pretrained), earlier, seed)
+            asked = setup.asked_recipe(settings, model, sizes["train"])
+        start = begin(asked, model, dataset.classes, earlier, seed)
         network = start.network
+        resolution = setup.choose_resolution(start.whole, found, settings.resolution)
 
         def usual(resolution: int, epochs: int | None) -> Recipe:
             pictures = sizes["train"]
@@ -90,7 +87,7 @@ class Plan:
                 recipe = fit_budget(usual, recipe, rate, left, sizes)
                 check_growth(recipe, origin)
             cache = setup.choose_cache(settings.cache, recipe, sizes["train"])
-        for line in start.describe(recipe, pretrained):
+        for line in start.describe(recipe):
             reporter.say(line)
         config = {
             "model": setup.name_of(model),

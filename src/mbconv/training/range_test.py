@@ -91,14 +91,12 @@ def range_test(
     """
     dataset, found = setup.open_data(data, settings.seed, reporter)
     torch.manual_seed(settings.seed)
-    whole = setup.make_model(model, dataset.classes)
     samples = list(dataset.splits["train"])
-    resolution = setup.choose_resolution(whole[0], found, settings.resolution)
-    recipe = setup.choose_recipe(settings, resolution, len(samples), whole[1])
-    start = begin(recipe, model, whole, None, settings.seed)
+    asked = setup.asked_recipe(settings, model, len(samples))
+    start = begin(asked, model, dataset.classes, None, settings.seed)
     network = start.network
-    if start.pretrained != whole[1]:
-        recipe = setup.choose_recipe(settings, resolution, len(samples), start.pretrained)
+    resolution = setup.choose_resolution(start.whole, found, settings.resolution)
+    recipe = setup.choose_recipe(settings, resolution, len(samples), start.pretrained)
     endless = replace(recipe.phases[0], epochs=2**31 - 1)
     recipe = replace(recipe, phases=(endless,))
     trainer = Trainer(network, recipe, plain_machine(find_device(settings.device)), number)

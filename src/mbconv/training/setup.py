@@ -87,15 +87,21 @@ def open_data(data: str | Path, seed: int, reporter: Reporter) -> tuple[Dataset,
     return dataset, found
 
 
-def make_model(model: "MBConvNet | str | Path", classes: tuple[str, ...]) -> tuple[MBConvNet, bool]:
-    """The network with one output a class, and whether its weights are pretrained."""
+def make_model(
+    model: "MBConvNet | str | Path", classes: tuple[str, ...], fresh: bool = False
+) -> tuple[MBConvNet, bool]:
+    """The network with one output a class, and whether there are pretrained weights for it.
+
+    `fresh`: published ones are not taken, and need not be installed.
+    """
     if isinstance(model, MBConvNet):
         network, pretrained = model, getattr(model, "provenance", None) is not None
         if network.labels != classes:
             network.reset_classifier(len(classes))
     else:
         pretrained = has_weights(model)
-        network = create_model(model, pretrained=pretrained, num_classes=len(classes))
+        taken = pretrained and not fresh
+        network = create_model(model, pretrained=taken, num_classes=len(classes))
     network.labels = classes
     return network, pretrained
 
@@ -143,6 +149,13 @@ def choose_recipe(
     if not settings.flip:
         recipe = replace(recipe, augmentation=replace(recipe.augmentation, flip=False))
     return changed(recipe, settings.changes)
+
+
+def asked_recipe(settings: Settings, model: MBConvNet | str | Path, pictures: int) -> Recipe:
+    """The same before the network is made, to see what it asks for; its resolutions are made up."""
+    pretrained = isinstance(model, MBConvNet) or has_weights(model)
+    resolution = settings.resolution or SMALLEST
+    return choose_recipe(settings, resolution, pictures, pretrained, settings.epochs)
 
 
 def random_batch(network: MBConvNet, recipe: Recipe, most: int = 16) -> Batch:
