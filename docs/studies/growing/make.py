@@ -81,6 +81,26 @@ def plot(title: str, records: Sequence[Record], left: int) -> str:
     return "".join(parts)
 
 
+def verdict(records: Sequence[Record]) -> str:
+    """What the seeds say of growing: in the same time, and in half of it."""
+    scores = {(r.detail["arm"], r.detail["seed"]): r.value for r in records}
+    seeds = sorted({seed for _, seed in scores})
+
+    def beside(arm: str) -> str:
+        """Grown less from scratch in T, in words."""
+        gaps = [100 * (scores[arm, s] - scores["from scratch, T", s]) for s in seeds]
+        mean, half = STUDY["interval"](gaps)
+        sign = "better" if mean - half > 0 else "worse" if mean + half < 0 else None
+        points = f"{mean:+.1f} points, {mean - half:+.1f} to {mean + half:+.1f}"
+        return f"{sign} ({points})" if sign else f"not distinguishable ({points})"
+
+    return (
+        f"**Verdict.** With {count(len(seeds), 'seed')}, growing with the function kept is, beside "
+        f"training from scratch for T: {beside('grown, function kept, T')} in the same time; "
+        f"{beside('grown, function kept, T/2')} in half of it."
+    )
+
+
 def page(sets: dict[str, list[Record]]) -> str:
     """The tables."""
     n = max(record.n or 0 for records in sets.values() for record in records)
@@ -95,7 +115,7 @@ def page(sets: dict[str, list[Record]]) -> str:
             f"network, {first.environment['hardware']}, torch "
             f"{first.environment['versions']['torch']}, {first.date[:10]}.\n\n"
         )
-        parts.append("\n".join(STUDY["table"](records)) + "\n")
+        parts.append("\n".join(STUDY["table"](records)) + "\n\n" + verdict(records) + "\n")
     return "".join(parts)
 
 

@@ -80,7 +80,8 @@ def answer_lines(view: View) -> list[str]:
         return []
     plain, ours = ({row.of: row for row in rows} for rows in found)
     lines = []
-    for figure, words in (("throughput", "A pass"), ("training_throughput", "A training step")):
+    # Training first: there the gap is widest.
+    for figure, words in (("training_throughput", "A training step"), ("throughput", "A pass")):
         both = [
             (plain[name].milliseconds(figure), row.milliseconds(figure))
             for name, row in ours.items()
