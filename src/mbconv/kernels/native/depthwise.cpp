@@ -22,6 +22,7 @@ constexpr int64_t STRIP = 8;  // outputs whose sums are held in registers togeth
 struct Sums {
     float shift[GROUP], sum[GROUP], square[GROUP];
 };
+using AllSums = std::vector<Sums, CacheLines<Sums>>;
 
 template <class Act, class T>
 void activate_row(const T* x, const Grid& grid, int64_t channels, const Norm& norm, int64_t columns,
@@ -136,7 +137,7 @@ int64_t scratch_size(const Depthwise& d) {
     return ((d.kernel + 1) * columns(d) + rounded_up(d.ow, STRIP) + d.kernel * d.kernel) * GROUP;
 }
 
-void join(const std::vector<Sums, CacheLines<Sums>>& sums, const Depthwise& d, float* mean, float* variance) {
+void join(const AllSums& sums, const Depthwise& d, float* mean, float* variance) {
     std::vector<double> middle(d.c, 0.0), total(d.c, 0.0), seen(d.c, 0.0);
     for (int64_t number = 0; number < Task::count(d); ++number) {
         const Task task(d, number);
@@ -162,7 +163,7 @@ template <class T>
 bool depthwise(const T* x, const Depthwise& d, const float* norm, int act, const float* weight,
                const float* bias, int threads, T* y, float* mean, float* variance) {
     const int64_t tasks = Task::count(d), size = scratch_size(d);
-    std::vector<Sums, CacheLines<Sums>> sums(mean ? tasks : 0);  // zeros
+    AllSums sums(mean ? tasks : 0);  // zeros
     Floats scratch(threads * size, 0.0f);
     Activate<T> activate = nullptr;
     with_activation<T>(act, [&](auto kind) { activate = activate_row<decltype(kind), T>; });
