@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from mbconv import kernels
 from mbconv.arch.block import Activation, Block, Conv, Sigmoid
+from mbconv.arch.cost import cost
 from mbconv.arch.spec import Spec, Stage
 from mbconv.errors import UserError
 from mbconv.kernels import dispatch
@@ -44,12 +46,8 @@ def operators(call: Callable[[], object]) -> set[str]:
 
 
 def plain(call: Callable[[], Any]) -> Any:
-    before = copy.copy(dispatch._choice)
-    kernels.use("plain")
-    try:
+    with kernels.plain():
         return call()
-    finally:
-        kernels.use(before.mode, memory=before.memory)
 
 
 def learn(module: nn.Module, x: Tensor, *, amp: bool = False) -> Grads:
@@ -252,14 +250,52 @@ def test_gates_and_activations_that_are_not_fused_stay_plain(gate: Any, act: Any
     assert "block" not in operators(lambda: module(torch.randn(2, 8, 6, 6)))
 
 
-def test_without_gradients_everything_stays_plain() -> None:
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+@pytest.mark.parametrize("training", [False, True])
+def test_passes_without_gradients_take_the_operators_too(mode: str, training: bool) -> None:
+    model = small_net(drop_path=0.0).train(training)
+    twin = copy.deepcopy(model)
+    with torch.inference_mode():
+        expected = plain(lambda: twin(PICTURES))
+        kernels.use(mode)  # type: ignore[arg-type]
+        found = model(PICTURES)
+        assert "block" in operators(lambda: model(PICTURES))
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_plain_computes_by_the_modules_in_there_only() -> None:
     kernels.use("reference")
     model = small_net()
+    with kernels.plain():
+        assert operators(lambda: model(PICTURES)) == set()
+    assert "block" in operators(lambda: model(PICTURES))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")  # some converters want it
+def test_what_is_written_down_is_plain() -> None:
+    kernels.use("reference")
+    model = small_net().eval()
     with torch.no_grad():
-        assert operators(lambda: model.train()(PICTURES)) == set()
-        assert operators(lambda: model.eval()(PICTURES)) == set()
-    exported = torch.export.export(small_net().eval(), (PICTURES,))
-    assert "mbconv" not in str(exported.graph)
+        assert "mbconv::" not in str(torch.export.export(model, (PICTURES,)).graph)
+        assert "mbconv::" not in str(torch.jit.trace(model, PICTURES).inlined_graph)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+def test_torchs_counter_knows_the_operators_work(mode: str) -> None:
+    """Backward is two products for each of forward's but the stem's, whose input needs none.
+
+    Of plain modules torch counts too much: depthwise gradients as if they mixed channels.
+    """
+    kernels.use(mode)  # type: ignore[arg-type]
+    model = small_net().train()
+    with FlopCounterMode(display=False) as flops:
+        y = model(PICTURES)
+        forward = flops.get_total_flops()
+        y.sum().backward()
+    costs = cost(model.spec, PICTURES.shape[-1])
+    each = 2 * len(PICTURES)
+    assert forward == each * costs.macs
+    assert flops.get_total_flops() == 3 * forward - each * costs.operators[0].macs
 
 
 def test_an_empty_batch_and_one_value_a_channel_are_as_in_plain_modules() -> None:

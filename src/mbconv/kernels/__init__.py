@@ -1,4 +1,4 @@
-"""Fused operators for training: less memory kept, fewer passes over the maps.
+"""Fused operators: fewer passes over the maps, and in training less memory kept.
 
 `use` chooses what computes them, as the environment variable MBCONV_KERNELS does at the start.
 """
@@ -10,8 +10,19 @@ from mbconv.kernels.dispatch import (
     backend,
     memory,
     native_pictures,
+    plain,
     status,
     use,
 )
 
-__all__ = ["Memory", "Mode", "applies", "backend", "memory", "native_pictures", "status", "use"]
+__all__ = [
+    "Memory",
+    "Mode",
+    "applies",
+    "backend",
+    "memory",
+    "native_pictures",
+    "plain",
+    "status",
+    "use",
+]

@@ -6,8 +6,12 @@ about twice as much of every width. Everything else is recomputed inside the pas
 The native kernels compute it as two calls of compiled code; what is below is the same step by step.
 """
 
+from math import prod
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from mbconv.kernels import native, native_block
 from mbconv.kernels.backward import expanded_backward, gated_backward, norm_backward
@@ -254,3 +258,22 @@ def _grad(ctx, grad, *_):  # type: ignore[no-untyped-def]
 
 
 block.register_autograd(_grad, setup_context=_setup)
+
+
+@register_flop_formula(torch.ops.mbconv.block)
+def _(x, expand, depthwise, project, affine, running, reduce, reduce_bias, widen, *_,  # type: ignore[no-untyped-def]
+      out_shape, **__):  # fmt: skip
+    return _flops(x, out_shape[0], expand, depthwise, project, reduce, widen)
+
+
+@register_flop_formula(torch.ops.mbconv.block_backward)
+def _(grad, x, expand, depthwise, project, affine, statistics, reduce, reduce_bias, widen, *_,  # type: ignore[no-untyped-def]
+      **__):  # fmt: skip
+    return 2 * _flops(x, grad, expand, depthwise, project, reduce, widen)
+
+
+def _flops(x: Any, y: Any, expand: Any, depthwise: Any, project: Any, *gate: Any) -> int:
+    """Of the products, from shapes, as torch counts those of convolutions."""
+    pictures, into, out = x[0], x[2] * x[3], y[2] * y[3]
+    each = into * (prod(expand) if expand else 0) + out * (prod(depthwise) + prod(project))
+    return int(2 * pictures * (each + sum(prod(weight) for weight in gate if weight)))

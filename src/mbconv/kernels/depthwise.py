@@ -1,7 +1,10 @@
 """The depthwise convolution alone, for networks whose norms are frozen and folded."""
 
+from math import prod
+
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from mbconv.kernels.dispatch import backend
 from mbconv.kernels.norm import channels_last, wide
@@ -62,3 +65,13 @@ def _grad(ctx, grad):  # type: ignore[no-untyped-def]
 
 
 depthwise.register_autograd(_grad, setup_context=_setup)
+
+
+@register_flop_formula(torch.ops.mbconv.depthwise)
+def _(x, weight, *_, out_shape, **__):  # type: ignore[no-untyped-def]
+    return 2 * prod(out_shape) * prod(weight[1:])
+
+
+@register_flop_formula(torch.ops.mbconv.depthwise_backward)
+def _(grad, x, weight, *_, **__):  # type: ignore[no-untyped-def]
+    return 4 * prod(grad) * prod(weight[1:])

@@ -1,6 +1,8 @@
 """Which implementation computes: native, reference, or the plain modules."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal, cast, get_args
@@ -43,6 +45,16 @@ def use(mode: Mode, *, memory: Memory = "normal") -> None:
         if loaded is None:
             raise UserError(f"There are no native kernels: {reason}. Use auto or reference.")
     _choice.mode, _choice.memory = mode, memory
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Compute by the plain modules in here, so that each operator is seen: to count, to time."""
+    before, _choice.mode = _choice.mode, "plain"
+    try:
+        yield
+    finally:
+        _choice.mode = before
 
 
 def memory() -> Memory:

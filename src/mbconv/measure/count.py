@@ -10,6 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mbconv import kernels
+
 _BYTES = 4  # of an fp32 number
 
 
@@ -47,7 +49,8 @@ def count(module: nn.Module, x: Tensor) -> Counted:
     try:
         # As plain products: the counter does not know the fused attention of CPUs.
         plain = sdpa_kernel(SDPBackend.MATH)
-        with torch.no_grad(), plain, FlopCounterMode(display=False) as flops, outputs:
+        flops = FlopCounterMode(display=False)
+        with torch.no_grad(), plain, kernels.plain(), flops, outputs:
             module.eval()(x)
     finally:
         module.train(was)

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from mbconv import kernels
 from mbconv.errors import UserError
 from mbconv.measure.bench import Plan, about_task, record, sentence
 from mbconv.measure.ceilings import Ceilings, ceilings, synchronise
@@ -51,11 +52,15 @@ class Ran:
 
 @dataclass(frozen=True)
 class Profile:
-    """A pass taken apart; `whole` is its time without this, `profiled` with it, in seconds."""
+    """A pass taken apart; `whole` is its time without this, `profiled` with it, in seconds.
+
+    An inference pass is that of the plain modules; `fused` is what it takes as it usually runs.
+    """
 
     operators: tuple[Ran, ...]
     whole: float
     profiled: float
+    fused: float
     ceilings: Ceilings
 
     @property
@@ -66,17 +71,16 @@ class Profile:
 def profile(task: Task, rounds: int = 5) -> Profile:
     """Time the operators of `task`; medians of `rounds` passes with and without, in turn."""
     task.without_grad = torch.no_grad  # inference mode hides what a convolution is made of
+    apart = kernels.plain if task.mode == "inference" else nullcontext
     warm_up(task)
-    wholes, profiled, passes = [], [], []
+    fused, wholes, profiled, passes = [], [], [], []
     for _ in range(rounds):
-        start = time.perf_counter()
-        task()
-        wholes.append(time.perf_counter() - start)
+        fused.append(_seconds(task))
         watch = _Watch(task.way.device)
-        with _paths(task.network, watch), watch:
-            start = time.perf_counter()
-            task()
-            profiled.append(time.perf_counter() - start)
+        with apart():
+            wholes.append(_seconds(task))
+            with _paths(task.network, watch), watch:
+                profiled.append(_seconds(task))
         passes.append(watch.ran)
     same = [ran for ran in passes if len(ran) == len(passes[-1])]  # the first may allocate
     operators = tuple(
@@ -85,7 +89,14 @@ def profile(task: Task, rounds: int = 5) -> Profile:
         for each in zip(*same, strict=True)
     )  # fmt: skip
     most = ceilings(getattr(torch, task.way.dtype), task.way.device)
-    return Profile(operators, statistics.median(wholes), statistics.median(profiled), most)
+    whole, watched, usual = (statistics.median(each) for each in (wholes, profiled, fused))
+    return Profile(operators, whole, watched, usual, most)
+
+
+def _seconds(task: Task) -> float:
+    start = time.perf_counter()
+    task()
+    return time.perf_counter() - start
 
 
 def operator_records(name: str, plan: Plan, mode: Mode) -> Iterator[Record]:
@@ -112,7 +123,8 @@ def records(task: Task, found: Profile) -> Iterator[Record]:
     """
     about = about_task(task)
     most = found.ceilings
-    sums = {"parts": 1e3 * found.parts, "profiled": 1e3 * found.profiled}
+    sums = {"parts": 1e3 * found.parts, "profiled": 1e3 * found.profiled,
+            "fused": 1e3 * found.fused}  # fmt: skip
     yield record("pass", 1e3 * found.whole, "ms", task.subject, about | sums)
     yield record("copy_ceiling", most.bandwidth / 1e9, "GB/s", task.subject, about)
     yield record("product_ceiling", most.arithmetic / 1e9, "GFLOP/s", task.subject, about)

@@ -1,9 +1,9 @@
 """Where a module may be computed by a fused operator, and how.
 
 Each function takes a module of this package and its input, and returns what the operator gives,
-or None where the plain modules are to compute: without gradients, while a program is exported,
-with hooks, with parts of another type (SyncBatchNorm, a subclass, a gate or activation that is
-not fused), or where the choice of `mbconv.kernels` says so.
+or None where the plain modules are to compute: while a program is exported, with hooks, with parts
+of another type (SyncBatchNorm, a subclass, a gate or activation that is not fused), or where the
+choice of `mbconv.kernels` says so.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -120,13 +120,15 @@ def _gate_parameters(gate: Any) -> tuple[Tensor | None, ...]:
 
 
 def _computes(x: Tensor) -> bool:
-    """With pixels and gradients, and not while a program is only written down or counted."""
-    described = torch.compiler.is_exporting() or x.device.type == "meta"
-    return torch.is_grad_enabled() and x.numel() > 0 and not described
+    """With pixels, and not while the network is only written down."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[no-untyped-call,attr-defined]
+        return False
+    return x.numel() > 0 and x.device.type != "meta"
 
 
 def _learns(x: Tensor, weight: Tensor) -> bool:
-    return _computes(x) and (x.requires_grad or weight.requires_grad)
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return learns and _computes(x)
 
 
 def _dtype(x: Tensor) -> torch.dtype:

@@ -23,9 +23,15 @@ def operator_lines(records: Sequence[Record]) -> list[str]:
     whole, about = found["pass"], found["pass"].detail
     what = "training step" if about["mode"] == "training" else "pass"
     copied, product = found["copy_ceiling"].value, found["product_ceiling"].value
+    fused = []
+    if about["mode"] == "inference" and about["library"] == "mbconv":
+        times = whole.value / about["fused"]
+        fused = [f"of the plain modules; the fused kernels compute it in {about['fused']:.1f} ms, "
+                 f"{times:.2f} times as fast"]  # fmt: skip
     lines = [
         f"{about['network']}, {what} of {about['batch']} at {about['resolution']} px: "
         f"{whole.value:.1f} ms; {way(whole)}; {machine(whole)}",
+        *fused,
         f"ceilings: copying {copied:.1f} GB/s, {about['dtype']} products {product:,.0f} GFLOP/s",
     ]
     for name, title in _TITLES.items():
