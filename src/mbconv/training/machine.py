@@ -69,11 +69,11 @@ def plain_machine(device: str, processes: int = 1) -> Machine:
     is not set, so that only another number is the user's.
     """
     cores = os.cpu_count() or 1
-    if processes == 1:
-        workers = min(8, max(2, cores // 2))  # two were never slower than one (LOG.md)
-        return Machine(device=device, threads=torch.get_num_threads(), workers=workers)
     if hasattr(os, "sched_getaffinity"):  # a cluster may lend a job some of the cores only
         cores = len(os.sched_getaffinity(0))
+    if processes == 1:
+        workers = min(cores, 8, max(2, cores // 2))  # two were never slower than one (LOG.md)
+        return Machine(device=device, threads=torch.get_num_threads(), workers=workers)
     share = max(1, cores // processes)
     wanted = int(os.environ.get("OMP_NUM_THREADS", "1"))
     return Machine(
