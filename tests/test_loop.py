@@ -183,3 +183,16 @@ def test_the_recipe_decides_the_drop_path() -> None:
     expected = SMALL.replace(drop_path=0.4).drop_path_rates()
     assert rates == [expected[0], expected[3]]  # the blocks with a shortcut
     assert network.spec == SMALL
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "taken"), [(0.01, "0.1", 0.1), (0.3, "0.1", 0.3), (0.01, "null", 0.01)]
+)
+def test_the_recipe_raises_the_momentum_of_batch_norms(
+    own: float, asked: str, taken: float
+) -> None:
+    network = mbconv.build(SMALL.replace(bn_momentum=own))
+    Trainer(network, changed(SHORT, [f"transfer.norm_momentum={asked}"]), PLAIN, total=1)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {taken}
+    assert network.spec.bn_momentum == own

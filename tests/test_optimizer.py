@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 import mbconv
 from mbconv.training import transfer
-from mbconv.training.optimizer import Lamb, RMSpropTF, make_optimizer
+from mbconv.training.optimizer import Lamb, Muon, RMSpropTF, make_optimizer, orthogonal
 from mbconv.training.recipe import Optimizer, Transfer
 from small import SMALL
 
@@ -117,14 +117,60 @@ def test_lamb_moves_weights_of_length_zero() -> None:
     assert zero.detach().abs().min() > 0
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop_tf", "lamb"])
+MIXING = ((8, 5, 1, 1), (4, 6, 3, 3))
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.02])
+def test_muon_is_torchs_for_convolutions_and_adamw_for_the_rest(penalty: float) -> None:
+    """torch's own takes matrices only, and one learning rate for all of them."""
+    kernels, others = start(*MIXING), start((4, 1, 3, 3), (6, 3), (4,))
+    ours = Muon([{"params": kernels + others, "weight_decay": penalty}], 0.1, epsilon=1e-8)
+    matrices = [torch.nn.Parameter(p.detach().flatten(1).clone()) for p in kernels]
+    copies = [torch.nn.Parameter(p.detach().clone()) for p in others]
+    muon = torch.optim.Muon(matrices, 0.1, momentum=0.9, weight_decay=penalty,
+                            adjust_lr_fn="match_rms_adamw")  # fmt: skip
+    adamw = torch.optim.AdamW(copies, 0.1, weight_decay=penalty)
+    grads = gradients([p.shape for p in kernels + others])
+    for found, rate, given in zip(run(ours), RATES, grads, strict=True):
+        for parameter, grad in zip(matrices + copies, given, strict=True):
+            parameter.grad = torch.from_numpy(grad).view_as(parameter)
+        for optimizer in (muon, adamw):
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+        for a, b in zip(found, matrices, strict=False):
+            b = b.detach().numpy().reshape(a.shape)
+            assert np.abs(a - b).max() < 1e-2 * np.abs(b).max()  # both iterate in bfloat16
+        for a, b in zip(found[len(matrices) :], copies, strict=True):
+            np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-9)
+
+
+def test_muon_keeps_no_squares_of_what_it_makes_orthogonal() -> None:
+    kernels, others = start(*MIXING), start((4, 1, 3, 3))
+    optimizer = Muon([{"params": kernels + others}], 0.1)
+    next(run(optimizer))
+    assert [set(optimizer.state[p]) for p in kernels] == [{"mean"}] * 2
+    assert set(optimizer.state[others[0]]) == {"mean", "mean_square"}
+
+
+@pytest.mark.parametrize("shape", [(24, 96), (96, 24), (1, 7), (16, 16)])
+def test_orthogonal_is_near_the_polar_factor(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonal(matrix)
+    values = torch.linalg.svdvals(found)
+    assert 0.6 < values.min() <= values.max() < 1.25
+    assert torch.nn.functional.cosine_similarity(found.flatten(), (u @ v).flatten(), 0) > 0.97
+    assert not orthogonal(torch.zeros(shape)).any()
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop_tf", "lamb", "muon"])
 def test_every_optimizer_goes_on_from_its_state(name: str) -> None:
     recipe = Optimizer(name=name, momentum=0.8)  # type: ignore[arg-type]
 
     def made(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return make_optimizer(recipe, [{"params": parameters, "weight_decay": 0.01}])
 
-    whole = start((3, 2), (4,))
+    whole = start((3, 2), (4,), (2, 3, 1, 1))
     first = made(whole)
     list(run(first))
     copies = [torch.nn.Parameter(p.detach().clone()) for p in whole]

@@ -34,6 +34,7 @@ from mbconv.training.machine import Machine
 from mbconv.training.networks import Networks, begin, check_growth
 from mbconv.training.recipe import Phase, Recipe, Transfer
 from mbconv.training.recipes import find_recipe
+from mbconv.weights import file as model_file
 from small import SMALL, weights, write_classes, write_model
 
 LARGE = in_stage(scale(SMALL, width=1.5, depth=2.0), 3, kernel=5).replace(name="large")
@@ -139,6 +140,20 @@ def test_the_first_network_has_its_published_weights() -> None:
     fresh = replace(recipe, phases=(replace(recipe.phases[0], network=SMALL), *recipe.phases[1:]))
     with pytest.raises(UserError, match="small of phase 1 cannot grow into efficientnet_lite1"):
         begin(fresh, "efficientnet_lite1", classes, None, 0).resolved(fresh)
+
+
+def test_recipes_from_scratch_leave_published_weights_alone(tmp_path: Path) -> None:
+    classes = ("a", "b", "c")
+    published = mbconv.load("efficientnet_lite0")
+    recipe = find_recipe("scratch_small", pretrained=True)(300, 128)
+    start = begin(recipe, "efficientnet_lite0", classes, None, 0)
+    assert not start.pretrained
+    assert not torch.equal(start.network.stem.conv.weight, published.stem.conv.weight)
+    model_file.save(published, tmp_path / "own.pt")
+    for model in (published, tmp_path / "own.pt"):  # whoever names weights wants them
+        given = begin(recipe, model, classes, None, 0)
+        assert given.pretrained
+        assert torch.equal(given.network.stem.conv.weight, published.stem.conv.weight)
 
 
 def test_a_budget_counts_what_larger_networks_cost() -> None:

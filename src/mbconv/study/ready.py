@@ -70,15 +70,16 @@ def regularizer(base: Spec) -> Grid:
 def optimizer(base: Spec) -> Grid:
     """Which optimizer, at the learning rate that suits it?
 
-    AdamW, SGD with momentum, RMSprop as TensorFlow has it and LAMB, each at three learning rates a
-    factor of three apart, since at one rate apiece the rates would be compared. Weight decay is
-    what each is usually given. Rates are for batches of 32.
+    AdamW, SGD with momentum, RMSprop as TensorFlow has it, LAMB and Muon, each at three learning
+    rates a factor of three apart, since at one rate apiece the rates would be compared. Weight
+    decay is what each is usually given. Rates are for batches of 32.
     """
     middle = {  # learning rate, weight decay
         "adamw": (4e-3, 0.05),
         "sgd": (0.05, 1e-4),
         "rmsprop_tf": (2e-3, 1e-5),
         "lamb": (4e-3, 0.02),
+        "muon": (4e-3, 0.05),
     }
     arms = []
     for (name, (rate, decay)), factor in product(middle.items(), (1.0, 1 / 3, 3.0)):

@@ -26,7 +26,13 @@ from mbconv.training.optimizer import make_optimizer
 from mbconv.training.recipe import Phase, Recipe
 from mbconv.training.reducer import Reducer
 from mbconv.training.teacher import as_seen_by, taught
-from mbconv.training.transfer import freeze, parameter_groups, set_drop_path, set_training
+from mbconv.training.transfer import (
+    freeze,
+    parameter_groups,
+    set_drop_path,
+    set_norm_momentum,
+    set_training,
+)
 
 
 @dataclass
@@ -90,6 +96,8 @@ class Trainer:
         freeze(model, recipe.transfer.frozen_stages)
         if recipe.regularization.drop_path is not None:
             set_drop_path(model, recipe.regularization.drop_path)
+        if recipe.transfer.norm_momentum is not None:
+            set_norm_momentum(model, recipe.transfer.norm_momentum)
         groups, self.shares = parameter_groups(model, recipe.optimizer, recipe.transfer)
         self.optimizer = make_optimizer(recipe.optimizer, groups)
         self.averaged = AveragedModel(

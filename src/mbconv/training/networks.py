@@ -159,9 +159,10 @@ def begin(
     weights, where there are some, a file or run its own; names then stand for shapes with the
     numerics of these weights. What grows into `model` needs no weights of it.
     """
-    network, pretrained = setup.make_model(model, labels, fresh=recipe.grows)
+    fresh = recipe.transfer.fresh and model in list_specs()
+    network, pretrained = setup.make_model(model, labels, fresh=recipe.grows or fresh)
     if not recipe.grows:
-        return Start(network, pretrained, network)
+        return Start(network, pretrained and not fresh, network)
     classes = len(labels)
     last = recipe.phases[-1].network
     decided = earlier is not None and isinstance(last, Spec)  # by a run that had resolved it

@@ -76,7 +76,7 @@ class Plan:
         recipe = start.resolved(asked) if earlier else usual(resolution, settings.epochs)
         check_growth(recipe, origin)
         name = network.spec.name if recipe.grows else setup.name_of(model)
-        setup.announce(network, start.pretrained, name, reporter)
+        setup.announce(network, start.pretrained, name, reporter, asked.transfer.fresh)
         if earlier:
             machine, cache = machine_of(earlier, world), earlier.get("cache")
         else:

@@ -46,13 +46,13 @@ class Phase:
 class Optimizer:
     """How gradients become steps."""
 
-    name: Literal["adamw", "sgd", "rmsprop_tf", "lamb"] = "adamw"  # rmsprop_tf: as TensorFlow's
+    name: Literal["adamw", "sgd", "rmsprop_tf", "lamb", "muon"] = "adamw"  # _tf: TensorFlow's
     learning_rate: float = 1e-3  # at its highest
     weight_decay: float = 0.01  # of matrices and kernels; norms and biases have none
     bias_decay: bool = False  # norms and biases decay as well
-    momentum: float = 0.9  # of AdamW and LAMB the first beta
+    momentum: float = 0.9  # of AdamW, LAMB and Muon the first beta
     squares: float | None = None  # second beta, RMSprop's decay; None: .999, RMSprop .9
-    epsilon: float | None = None  # None: AdamW 1e-8, LAMB 1e-6, RMSprop 1e-3 inside the root
+    epsilon: float | None = None  # None: AdamW, Muon 1e-8, LAMB 1e-6, RMSprop 1e-3 in the root
     nesterov: bool = True  # of SGD
     clip: float | None = None  # longest gradient, over all weights
     micro_batch: int | None = None  # pictures computed at once, for less memory; None: all
@@ -121,19 +121,23 @@ class Regularization:
 class Transfer:
     """What pretrained weights keep, and how the classifier starts."""
 
+    fresh: bool = False  # a network by name starts from random weights, published or not
     head_resolution: int | None = None  # fit the classifier first, on frozen features; None: do not
     zero_head: bool = False  # the classifier starts from zero, where it is not fitted
     head_penalty: float = 0.03  # weight of the squared norm of the standardised classifier
     frozen_stages: int = field(default=0, metadata={"least": 0})  # with the stem; 0: all learns
     # frozen: statistics stay, scale and shift learn; synced: train, over all processes
     norms: Literal["frozen", "train", "synced"] = "train"  # batch norms
+    norm_momentum: float | None = None  # of batch norms at least; None: the spec's
     layer_decay: float = 1.0  # a stage's learning rate over that of the one behind it
 
     def __post_init__(self) -> None:
         check_types("transfer", self)
-        _at_least_zero("transfer", self, "head_penalty")
+        _at_least_zero("transfer", self, "head_penalty", "norm_momentum")
         decays = 0 < self.layer_decay <= 1
         check("transfer", "layer_decay", self.layer_decay, decays, "above 0 and at most 1")
+        follows = (self.norm_momentum or 0) <= 1
+        check("transfer", "norm_momentum", self.norm_momentum, follows, "at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)

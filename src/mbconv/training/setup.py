@@ -111,12 +111,14 @@ def name_of(model: MBConvNet | str | Path) -> str:
     return model.spec.name if isinstance(model, MBConvNet) else str(model)
 
 
-def announce(network: MBConvNet, pretrained: bool, name: str, reporter: Reporter) -> None:
-    """Say which network it is and what it starts from."""
+def announce(
+    network: MBConvNet, pretrained: bool, name: str, reporter: Reporter, wanted: bool = False
+) -> None:
+    """Say which network it is and what it starts from; `wanted`: fresh weights were asked for."""
     params = sum(p.numel() for p in network.parameters())
     origin = "pretrained weights" if pretrained else "fresh weights"
     reporter.say(f"model: {network.spec.name}, {params / 1e6:.2f}M parameters, {origin}")
-    if not pretrained:
+    if not pretrained and not wanted:
         reporter.say(
             f"  {name} has no published weights here, so it learns from nothing: that takes "
             "far more pictures and time than fine-tuning efficientnet_lite0.",

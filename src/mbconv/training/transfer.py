@@ -28,6 +28,13 @@ def set_drop_path(model: MBConvNet, rate: float) -> None:
             block.drop_path.rate = own
 
 
+def set_norm_momentum(model: MBConvNet, least: float) -> None:
+    """Let running statistics follow batches at least so fast; the spec stays."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = max(module.momentum or 0.0, least)
+
+
 def set_training(model: MBConvNet, transfer: Transfer) -> None:
     """Train mode, but for frozen stages, and for batch norms whose statistics are to stay."""
     model.train()
