@@ -1,7 +1,7 @@
 """The mbconv command on one thread, for tests that start or kill it; arguments as for mbconv.
 
 With KILL=growth it is killed behind the growth of its network, before anything is saved; with
-KILL=3 while it writes the third state.
+KILL=3 while it writes the third state. It says when its imports are done.
 """
 
 import io
@@ -46,4 +46,5 @@ if __name__ == "__main__":
     torch.save = cut_off
     if KILL == "growth":
         session.grow_if_due = killed_behind
+    print("ready", flush=True)
     main()

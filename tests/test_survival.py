@@ -17,40 +17,7 @@ from small import write_classes, write_model
 
 PLAIN = Machine(threads=1, workers=0)
 EPOCHS = 30
-# Begins or resumes a run; argument 4, if not 0, is the save that is cut off half-way by a kill.
-DRIVER = """
-import io, os, signal, sys
-from pathlib import Path
-import torch
-import mbconv
-from mbconv.training import setup
-from mbconv.training.machine import Machine
-
-torch.set_num_threads(1)
-setup.choose_machine = lambda *_: Machine(threads=1, workers=0)
-model, data, out, fatal = sys.argv[1:5]
-saves, save = 0, torch.save
-
-
-def cut_off(state, opened):
-    global saves
-    saves += 1
-    if saves == int(fatal):
-        whole = io.BytesIO()
-        save(state, whole)
-        opened.write(whole.getvalue()[: len(whole.getvalue()) // 2])
-        opened.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(state, opened)
-
-
-torch.save = cut_off
-print("ready", flush=True)
-if (Path(out) / "config.json").exists():
-    mbconv.resume(out, quiet=True)
-else:
-    mbconv.train(model, data, out, epochs=EPOCHS, resolution=32, quiet=True)
-""".replace("EPOCHS", str(EPOCHS))
+WORKER = Path(__file__).with_name("stage_worker.py")
 
 
 @pytest.fixture
@@ -65,16 +32,22 @@ def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def drive(out: Path, seconds: float | None, fatal: int = 0) -> int:
-    """Let the run in `out` go on, for so many seconds behind its imports; the exit code."""
-    command = [sys.executable, "-c", DRIVER, *(str(out.parent / n) for n in
-               ("small.safetensors", "data")), str(out), str(fatal)]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    """Let the run in `out` begin or go on, for so many seconds behind its imports; the exit code.
+
+    `fatal` is the save, if not 0, that is cut off half-way by a kill.
+    """
+    model, data = out.parent / "small.safetensors", out.parent / "data"
+    new = [data, "--model", model, "--out", out, "--epochs", EPOCHS, "--resolution", 32]
+    options = ["--resume", out] if (out / "config.json").exists() else new
+    command = [sys.executable, *map(str, (WORKER, "train", *options))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILL": str(fatal)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         if seconds is not None:
             time.sleep(seconds)
             process.kill()
+        process.stdout.read()
         return process.wait()
 
 
