@@ -4,7 +4,8 @@
 
 PICTURES is a folder with JPEGs at any depth; 64 of them are held in memory and sent over loopback.
 
-1. A client alone and Predictor in this process, picture by picture in turn: what HTTP adds.
+1. A client alone and Predictor in a process of its own, picture by picture in turn, each after a
+   pause in which the other's threads stop spinning: what HTTP adds.
 2. Predictor in a process of its own and the server under all clients, in turn, a third of the time
    each round: processor seconds a picture, user and system, and their ratio within the round. Both
    keep freed memory, so that the ratio is what serving costs.
@@ -26,7 +27,7 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ from mbconv.runtime.predictor import Output, Predictor
 
 BOUNDARY = b"-----------------------------mbconv"
 LARGE = 20_000_000  # bytes, above the server's 16 MB
+PAUSE = 0.05  # seconds
 
 
 @dataclass(frozen=True)
@@ -216,28 +218,52 @@ def run_predictor(model: str, contents: list[bytes], seconds: float) -> float:
     return (time.process_time() - started) / pictures
 
 
-def added_latency(
-    port: int, good: list[Shot], predictor: Predictor, contents: list[bytes]
-) -> float:
-    """Seconds that HTTP adds: the median over pictures, each sent and computed here in turn."""
+def added_latency(port: int, good: list[Shot], alone: Callable[[int], float]) -> float:
+    """Seconds that HTTP adds: the median over pictures, each sent and computed alone in turn."""
     added: list[float] = []
 
     async def in_turn() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for shot, content in zip(good, contents, strict=True):
+        for number, shot in enumerate(good):
             tally = Tally()
+            time.sleep(PAUSE)
             await send(shot, reader, writer, tally, time.perf_counter())
-            started = time.perf_counter()
-            predictor.prediction(computed(predictor, content), 5)
-            added.append(tally.seconds[0] - (time.perf_counter() - started))
+            time.sleep(PAUSE)
+            added.append(tally.seconds[0] - alone(number))
         writer.close()
 
     asyncio.run(in_turn())
     return statistics.median(added)
 
 
-def computed(predictor: Predictor, content: bytes) -> Output:
-    return Output("", predictor.infer_all([predictor.prepare(content)])[0])
+@contextmanager
+def predictor_alone(model: str, folder: Path) -> Iterator[Callable[[int], float]]:
+    """Predictor in a process of its own: the seconds that the picture of a number takes it."""
+    command = [sys.executable, __file__, model, str(folder), "--predictor", "0"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def seconds(number: int) -> float:
+            print(number, file=process.stdin, flush=True)
+            return float(process.stdout.readline())  # type: ignore[union-attr]
+
+        seconds(0)
+        yield seconds
+        process.stdin.close()
+
+
+def answer_numbers(model: str, contents: list[bytes]) -> None:
+    """The other end of `predictor_alone`."""
+    keep_freed_memory()
+    predictor = Predictor(model)
+    list(predictor.predict(contents))
+    for line in sys.stdin:
+        started = time.perf_counter()
+        image = predictor.prepare(contents[int(line)])
+        predictor.prediction(Output("", predictor.infer_all([image])[0]), 5)
+        print(time.perf_counter() - started, flush=True)
 
 
 def figure(name: str, values: list[float], unit: str) -> Record:
@@ -259,7 +285,8 @@ def measure(args: argparse.Namespace, contents: list[bytes]) -> tuple[list[Recor
     records, wrong = [], []
     with served(args.model) as (port, process):
         load(port, good, [], 4, 3)
-        added = [1e3 * added_latency(port, good, predictor, contents) for _ in range(args.rounds)]
+        with predictor_alone(args.model, args.pictures) as alone_of:
+            added = [1e3 * added_latency(port, good, alone_of) for _ in range(args.rounds)]
         records.append(figure("added latency, one client", added, "ms"))
         alone, here, ratios, rates = [], [], [], []
         for _ in range(args.rounds):
@@ -315,8 +342,11 @@ def main() -> None:
     paths = sorted(p for p in args.pictures.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     chosen = Random(0).sample(paths, min(64, len(paths)))
     contents = [path.read_bytes() for path in chosen]
-    if args.predictor:
-        print(run_predictor(args.model, contents, args.predictor))
+    if args.predictor is not None:
+        if args.predictor:
+            print(run_predictor(args.model, contents, args.predictor))
+        else:
+            answer_numbers(args.model, contents)
         return
     size = statistics.median(map(len, contents)) / 1e3
     print(f"{len(contents)} JPEGs, {size:.0f} kB in the median; {torch.get_num_threads()} threads")
