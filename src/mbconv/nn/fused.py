@@ -73,6 +73,7 @@ def block(module: "MBConvBlock", x: Tensor) -> Tensor | None:
     expand, middle, project = branch(module)
     norms = norms_of(module)
     frozen, gate, keep = not norms[0].training, _gate_parameters(module.gate), None
+    lean = kernels.memory() == "lean" or not torch.is_grad_enabled()  # nothing waits for backward
     affine = _side_by_side(norms, "weight", "bias")
     running = _side_by_side(norms, "running_mean", "running_var") if frozen else None
     if module.shortcut is not None and module.training and module.drop_path.rate > 0:
@@ -93,7 +94,7 @@ def block(module: "MBConvBlock", x: Tensor) -> Tensor | None:
             _geometry(middle.conv, x),
             norms[0].eps,
             module.shortcut is not None,
-            kernels.memory() == "lean",
+            lean,
         )
     if not frozen:
         into, out = x.numel() // x.shape[1], y.numel() // y.shape[1]
