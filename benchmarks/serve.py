@@ -239,7 +239,7 @@ def added_latency(port: int, good: list[Shot], alone: Callable[[int], float]) ->
 @contextmanager
 def predictor_alone(model: str, folder: Path) -> Iterator[Callable[[int], float]]:
     """Predictor in a process of its own: the seconds that the picture of a number takes it."""
-    command = [sys.executable, __file__, model, str(folder), "--predictor", "0"]
+    command = [sys.executable, __file__, model, str(folder), "--numbers"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdin is not None
@@ -251,7 +251,6 @@ def predictor_alone(model: str, folder: Path) -> Iterator[Callable[[int], float]
 
         seconds(0)
         yield seconds
-        process.stdin.close()
 
 
 def answer_numbers(model: str, contents: list[bytes]) -> None:
@@ -338,15 +337,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write Records here")
     parser.add_argument("--predictor", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--numbers", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     paths = sorted(p for p in args.pictures.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     chosen = Random(0).sample(paths, min(64, len(paths)))
     contents = [path.read_bytes() for path in chosen]
-    if args.predictor is not None:
-        if args.predictor:
-            print(run_predictor(args.model, contents, args.predictor))
-        else:
-            answer_numbers(args.model, contents)
+    if args.predictor:
+        print(run_predictor(args.model, contents, args.predictor))
+        return
+    if args.numbers:
+        answer_numbers(args.model, contents)
         return
     size = statistics.median(map(len, contents)) / 1e3
     print(f"{len(contents)} JPEGs, {size:.0f} kB in the median; {torch.get_num_threads()} threads")

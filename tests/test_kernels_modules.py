@@ -20,7 +20,7 @@ from mbconv.arch.block import Activation, Block, Conv, Sigmoid
 from mbconv.arch.cost import cost
 from mbconv.arch.spec import Spec, Stage
 from mbconv.errors import UserError
-from mbconv.kernels import dispatch
+from mbconv.kernels import dispatch, native
 from mbconv.kernels.block import block as block_operator
 from mbconv.kernels.depthwise import depthwise
 from mbconv.kernels.norm import norm_act, norm_act_pool
@@ -255,12 +255,29 @@ def test_gates_and_activations_that_are_not_fused_stay_plain(gate: Any, act: Any
 def test_passes_without_gradients_take_the_operators_too(mode: str, training: bool) -> None:
     model = small_net(drop_path=0.0).train(training)
     twin = copy.deepcopy(model)
+    kernels.use(mode)  # type: ignore[arg-type]
     with torch.inference_mode():
-        expected = plain(lambda: twin(PICTURES))
-        kernels.use(mode)  # type: ignore[arg-type]
-        found = model(PICTURES)
-        assert "block" in operators(lambda: model(PICTURES))
+        expected, found = plain(lambda: twin(PICTURES)), model(PICTURES)
     assert (found - expected).norm() < 1e-5 * expected.norm()
+    for (name, own), other in zip(model.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6, msg=name)
+    with torch.no_grad():
+        assert ("block" in operators(lambda: model(PICTURES))) == usable(mode)
+
+
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+def test_passes_in_bfloat16_are_as_near_as_plain_ones(mode: str) -> None:
+    model = small_net().eval()
+    kernels.use(mode)  # type: ignore[arg-type]
+    with torch.no_grad():
+        exact = plain(lambda: copy.deepcopy(model).double()(PICTURES.double()))
+        with torch.autocast("cpu", torch.bfloat16):
+            own, found = plain(lambda: model(PICTURES)), model(PICTURES)
+    assert (found - exact).norm() < 1.5 * (own - exact).norm()
+
+
+def usable(mode: str) -> bool:
+    return mode == "reference" or native.library()[0] is not None
 
 
 def test_plain_computes_by_the_modules_in_there_only() -> None:
@@ -286,7 +303,7 @@ def test_torchs_counter_knows_the_operators_work(mode: str) -> None:
 
     Of plain modules torch counts too much: depthwise gradients as if they mixed channels.
     """
-    kernels.use(mode)  # type: ignore[arg-type]
+    kernels.use(mode if usable(mode) else "reference")  # type: ignore[arg-type]
     model = small_net().train()
     with FlopCounterMode(display=False) as flops:
         y = model(PICTURES)

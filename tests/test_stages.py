@@ -32,6 +32,7 @@ from mbconv.training.console import Reporter
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import Machine
 from mbconv.training.networks import Networks, begin, check_growth
+from mbconv.training.override import changed
 from mbconv.training.recipe import Phase, Recipe, Transfer
 from mbconv.training.recipes import find_recipe
 from mbconv.weights import file as model_file
@@ -154,6 +155,10 @@ def test_recipes_from_scratch_leave_published_weights_alone(tmp_path: Path) -> N
         given = begin(recipe, model, classes, None, 0)
         assert given.pretrained
         assert torch.equal(given.network.stem.conv.weight, published.stem.conv.weight)
+    grows = find_recipe("grow", pretrained=True)(300, 128, epochs=4)
+    assert begin(grows, "efficientnet_lite1", classes, None, 0).source == "efficientnet_lite0"
+    fresh = changed(grows, ["transfer.fresh=true"])
+    assert begin(fresh, "efficientnet_lite1", classes, None, 0).source is None
 
 
 def test_a_budget_counts_what_larger_networks_cost() -> None:

@@ -69,6 +69,15 @@ def test_the_threads_table() -> None:
     assert {(b.activation, b.gate) for *_, b in plain.blocks()} == {("relu6", None)}
 
 
+def test_an_arm_that_names_a_model_keeps_its_weights() -> None:
+    arms = [Arm(name="spec", model=SMALL), Arm(name="name", model="efficientnet_lite0")]
+    grid = Grid(arms=arms)
+    asked = Asked(study="mine", data="photos")
+    made = [planning._maker(arm, grid, asked, 3000, 64)(2) for arm in arms]
+    assert [recipe.name for recipe in made] == ["scratch_small"] * 2
+    assert [recipe.transfer.fresh for recipe in made] == [True, False]
+
+
 def test_small_networks_cost_the_same() -> None:
     base = mbconv.get_spec("efficientnet_b0").replace(resolution=64)
     wanted = mbconv.get_spec("mobilenetv3_small_100").replace(resolution=64)

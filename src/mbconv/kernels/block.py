@@ -269,6 +269,7 @@ def _(x, expand, depthwise, project, affine, running, reduce, reduce_bias, widen
 @register_flop_formula(torch.ops.mbconv.block_backward)
 def _(grad, x, expand, depthwise, project, affine, statistics, reduce, reduce_bias, widen, *_,  # type: ignore[no-untyped-def]
       **__):  # fmt: skip
+    """Two for each of forward's, also where the input needs no gradient and one is left out."""
     return 2 * _flops(x, grad, expand, depthwise, project, reduce, widen)
 
 

@@ -49,7 +49,10 @@ def use(mode: Mode, *, memory: Memory = "normal") -> None:
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Compute by the plain modules in here, so that each operator is seen: to count, to time."""
+    """Compute by the plain modules in here, so that each operator is seen: to count, to time.
+
+    In the whole process, as `use`: not for several threads at once.
+    """
     before, _choice.mode = _choice.mode, "plain"
     try:
         yield

@@ -233,7 +233,7 @@ def about_task(task: Task) -> dict[str, Any]:
     about |= {"mode": task.mode, "batch": task.batch, "threads": torch.get_num_threads()}
     if task.way.device.startswith("cuda"):
         about["device_name"] = torch.cuda.get_device_name(task.way.device)
-    if task.mode == "training" and task.subject.library == "mbconv":
+    if task.subject.library == "mbconv":
         about["kernels"] = status()["mode"]
     return about
 

@@ -54,13 +54,14 @@ class Ran:
 class Profile:
     """A pass taken apart; `whole` is its time without this, `profiled` with it, in seconds.
 
-    An inference pass is that of the plain modules; `fused` is what it takes as it usually runs.
+    An inference pass is that of the plain modules; `fused` is what it takes with the operators
+    that usually compute it, if there are any.
     """
 
     operators: tuple[Ran, ...]
     whole: float
     profiled: float
-    fused: float
+    fused: float | None
     ceilings: Ceilings
 
     @property
@@ -71,11 +72,18 @@ class Profile:
 def profile(task: Task, rounds: int = 5) -> Profile:
     """Time the operators of `task`; medians of `rounds` passes with and without, in turn."""
     task.without_grad = torch.no_grad  # inference mode hides what a convolution is made of
-    apart = kernels.plain if task.mode == "inference" else nullcontext
-    warm_up(task)
+    infers, way = task.mode == "inference", task.way
+    apart = kernels.plain if infers else nullcontext
+    ours = infers and task.subject.library == "mbconv"
+    usual = ours and kernels.applies(torch.empty(0, device=way.device), getattr(torch, way.dtype))
+    with apart():
+        warm_up(task)
+    if usual:
+        warm_up(task)
     fused, wholes, profiled, passes = [], [], [], []
     for _ in range(rounds):
-        fused.append(_seconds(task))
+        if usual:
+            fused.append(_seconds(task))
         watch = _Watch(task.way.device)
         with apart():
             wholes.append(_seconds(task))
@@ -89,8 +97,8 @@ def profile(task: Task, rounds: int = 5) -> Profile:
         for each in zip(*same, strict=True)
     )  # fmt: skip
     most = ceilings(getattr(torch, task.way.dtype), task.way.device)
-    whole, watched, usual = (statistics.median(each) for each in (wholes, profiled, fused))
-    return Profile(operators, whole, watched, usual, most)
+    whole, watched = statistics.median(wholes), statistics.median(profiled)
+    return Profile(operators, whole, watched, statistics.median(fused) if usual else None, most)
 
 
 def _seconds(task: Task) -> float:
@@ -123,8 +131,11 @@ def records(task: Task, found: Profile) -> Iterator[Record]:
     """
     about = about_task(task)
     most = found.ceilings
-    sums = {"parts": 1e3 * found.parts, "profiled": 1e3 * found.profiled,
-            "fused": 1e3 * found.fused}  # fmt: skip
+    sums = {"parts": 1e3 * found.parts, "profiled": 1e3 * found.profiled}
+    if task.mode == "inference" and task.subject.library == "mbconv":
+        about |= {"kernels": "plain"}
+    if found.fused is not None:
+        sums["fused"] = 1e3 * found.fused
     yield record("pass", 1e3 * found.whole, "ms", task.subject, about | sums)
     yield record("copy_ceiling", most.bandwidth / 1e9, "GB/s", task.subject, about)
     yield record("product_ceiling", most.arithmetic / 1e9, "GFLOP/s", task.subject, about)

@@ -3,7 +3,7 @@
 Each function takes a module of this package and its input, and returns what the operator gives,
 or None where the plain modules are to compute: while a program is exported, with hooks, with parts
 of another type (SyncBatchNorm, a subclass, a gate or activation that is not fused), or where the
-choice of `mbconv.kernels` says so.
+choice of `mbconv.kernels` says so. A depthwise convolution alone is fused where it learns.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -20,8 +20,7 @@ def doctor_lines(
         f"has         {features}",
         f"software    {versions}",
         f"compiled    {', '.join(kernels['compiled']) or 'no kernels'}",
-        f"training    {_training(kernels)}",
-        "inference   plain modules: the fused operators serve training",
+        f"computes    {_computes(kernels)}",
         "plain       blocks with hooks, subclasses, SyncBatchNorm, GELU, or a gate other than SE",
     ]
     lines += [f"missing     {item}" for item in _missing(kernels)]
@@ -40,7 +39,7 @@ def _block_lines(blocks: dict[str, str | None]) -> list[str]:
     ]
 
 
-def _training(kernels: dict[str, Any]) -> str:
+def _computes(kernels: dict[str, Any]) -> str:
     mode, chosen = kernels["mode"], kernels["instruction_set"]
     if mode == "reference":
         return "fused operators in plain torch, as chosen: little memory, no gain in speed"

@@ -24,10 +24,10 @@ def operator_lines(records: Sequence[Record]) -> list[str]:
     what = "training step" if about["mode"] == "training" else "pass"
     copied, product = found["copy_ceiling"].value, found["product_ceiling"].value
     fused = []
-    if about["mode"] == "inference" and about["library"] == "mbconv":
+    if "fused" in about:
         times = whole.value / about["fused"]
-        fused = [f"of the plain modules; the fused kernels compute it in {about['fused']:.1f} ms, "
-                 f"{times:.2f} times as fast"]  # fmt: skip
+        fused = [f"of the plain modules, which show every operator; the fused ones compute it in "
+                 f"{about['fused']:.1f} ms, {times:.2f} times as fast"]  # fmt: skip
     lines = [
         f"{about['network']}, {what} of {about['batch']} at {about['resolution']} px: "
         f"{whole.value:.1f} ms; {way(whole)}; {machine(whole)}",
@@ -68,11 +68,10 @@ def _table(title: str, rows: Sequence[Record], whole: Record) -> list[str]:
     ]
     for r in rows:
         about = r.detail
-        share = "" if "mbconv." in about["label"] else percent(about["share"], 0)  # work unknown
         lines.append(
             f"  {about['label']:{width}}  {about['count']:5}  {r.value:8.2f}  "
             f"{percent(r.value / whole.value):>6}  {about['flops'] / 1e9:7.2f}  "
-            f"{about['bytes'] / 1e6:7.1f}  {share:>6}"
+            f"{about['bytes'] / 1e6:7.1f}  {percent(about['share'], 0):>6}"
         )
     if hidden:
         rest = sum(r.value for r in hidden)

@@ -201,9 +201,12 @@ def _maker(
 
     def make(epochs: int | None) -> Recipe:
         try:
-            return setup.choose_recipe(settings, side, pictures, False, arm.epochs or epochs)
+            made = setup.choose_recipe(settings, side, pictures, False, arm.epochs or epochs)
         except UserError as error:
             raise UserError(f"Arm {arm.name!r}: {error}") from error
+        # Who names a MODEL instead of a spec means its weights.
+        named = isinstance(arm.model, str)
+        return replace(made, transfer=replace(made.transfer, fresh=False)) if named else made
 
     return make
 

@@ -20,7 +20,7 @@ from mbconv.nn.model import MBConvNet, build
 from mbconv.training import setup
 from mbconv.training.recipe import SMALLER, Recipe
 from mbconv.training.recipes import grow, grow_pretrained
-from mbconv.weights.model import create_model, has_weights
+from mbconv.weights.model import create_model, has_weights, is_name
 
 
 @dataclass
@@ -159,7 +159,7 @@ def begin(
     weights, where there are some, a file or run its own; names then stand for shapes with the
     numerics of these weights. What grows into `model` needs no weights of it.
     """
-    fresh = recipe.transfer.fresh and model in list_specs()
+    fresh = recipe.transfer.fresh and isinstance(model, str) and is_name(model)
     network, pretrained = setup.make_model(model, labels, fresh=recipe.grows or fresh)
     if not recipe.grows:
         return Start(network, pretrained and not fresh, network)
@@ -189,9 +189,10 @@ def begin(
 def _source(recipe: Recipe, first: Spec) -> str | None:
     """The name or path that the weights of the first network come from, if there are any."""
     given = next(phase.network for phase in recipe.phases if phase.network is not None)
+    fresh = recipe.transfer.fresh
     if isinstance(given, str) and given != SMALLER:
-        return given if has_weights(given) else None
-    return _published(first)
+        return given if has_weights(given) and not (fresh and is_name(given)) else None
+    return None if fresh else _published(first)
 
 
 def _published(spec: Spec) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mbconv.kernels.native import processor_features
 from mbconv.training.recipe import Optimizer
 
 Groups = Iterable[dict[str, Any]]
@@ -193,12 +194,13 @@ class Muon(_Adam):
 def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
     """About the nearest matrix with orthonormal rows or columns, of the shape of `matrix`.
 
-    Newton and Schulz's iteration in bfloat16 with the coefficients of Muon: singular values end
-    between 0.7 and 1.2. A matrix of zeros stays one.
+    Newton and Schulz's iteration with the coefficients of Muon: singular values end between 0.7
+    and 1.2. A matrix of zeros stays one. In bfloat16, but on processors that lack its products.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
+    slow = matrix.device.type == "cpu" and "avx512_bf16" not in processor_features()
     x = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
-    x = (x / (x.norm() + 1e-7)).bfloat16()
+    x = (x / (x.norm() + 1e-7)).to(torch.float32 if slow else torch.bfloat16)
     for _ in range(rounds):
         square = x @ x.mT
         x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)

@@ -76,7 +76,8 @@ class Plan:
         recipe = start.resolved(asked) if earlier else usual(resolution, settings.epochs)
         check_growth(recipe, origin)
         name = network.spec.name if recipe.grows else setup.name_of(model)
-        setup.announce(network, start.pretrained, name, reporter, asked.transfer.fresh)
+        wanted = settings.recipe is not None and asked.transfer.fresh
+        setup.announce(network, start.pretrained, name, reporter, wanted)
         if earlier:
             machine, cache = machine_of(earlier, world), earlier.get("cache")
         else:

@@ -206,7 +206,8 @@ def grow(pictures: int, resolution: int, *, epochs: int | None = None) -> Recipe
     Score: not yet measured here.
     """
     whole = scratch(pictures, resolution, epochs=epochs)
-    return replace(whole, name="grow", phases=_network_too(resolution, whole.epochs))
+    phases = _network_too(resolution, whole.epochs)
+    return replace(whole, name="grow", phases=phases, transfer=Transfer())
 
 
 def grow_pretrained(pictures: int, resolution: int, *, epochs: int | None = None) -> Recipe:

@@ -31,7 +31,7 @@ def set_drop_path(model: MBConvNet, rate: float) -> None:
 def set_norm_momentum(model: MBConvNet, least: float) -> None:
     """Let running statistics follow batches at least so fast; the spec stays."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.momentum = max(module.momentum or 0.0, least)
 
 

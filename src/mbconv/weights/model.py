@@ -138,6 +138,13 @@ def _resolve(model: str | Path) -> Spec | MBConvNet:
     return _read_spec(path) if path.suffix == ".json" else file.load(path)
 
 
+def is_name(model: str) -> bool:
+    """Whether it names a network, of ours or of another library, instead of a file or folder."""
+    return not os.path.exists(Path(model).expanduser()) and (
+        model in list_specs() or is_library_model(model)
+    )
+
+
 def _published(name: str, labels: bool = True) -> MBConvNet:
     """The network `name` with its published weights, as `load_pretrained` gives it."""
     loader = load_installed if is_library_model(name) else load_pretrained
