@@ -1,7 +1,7 @@
 """Five epochs from scratch: which optimizer, dropout or drop-path, mixup or none?
 
     mbconv study docs/studies/five_epochs/arms.py:five_epochs --data imagewoof --resolution 64 \
-        --model small.json --epochs 5 --out studies/five_epochs
+        --model docs/studies/five_epochs/small.json --epochs 5 --out studies/five_epochs
 
 Each against `scratch_small` as it is: Muon, no dropout, no drop-path, no mixing.
 """
