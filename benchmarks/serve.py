@@ -208,10 +208,15 @@ def predictor_seconds(model: str, folder: Path, seconds: float) -> float:
     return float(done.stdout.split()[-1])
 
 
-def run_predictor(model: str, contents: list[bytes], seconds: float) -> float:
+def warm_predictor(model: str, contents: list[bytes]) -> Predictor:
     keep_freed_memory()
     predictor = Predictor(model)
     list(predictor.predict(contents))
+    return predictor
+
+
+def run_predictor(model: str, contents: list[bytes], seconds: float) -> float:
+    predictor = warm_predictor(model, contents)
     pictures, until, started = 0, time.perf_counter() + seconds, time.process_time()
     while time.perf_counter() < until:
         pictures += len(list(predictor.predict(contents)))
@@ -255,9 +260,7 @@ def predictor_alone(model: str, folder: Path) -> Iterator[Callable[[int], float]
 
 def answer_numbers(model: str, contents: list[bytes]) -> None:
     """The other end of `predictor_alone`."""
-    keep_freed_memory()
-    predictor = Predictor(model)
-    list(predictor.predict(contents))
+    predictor = warm_predictor(model, contents)
     for line in sys.stdin:
         started = time.perf_counter()
         image = predictor.prepare(contents[int(line)])
