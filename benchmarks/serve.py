@@ -4,8 +4,8 @@
 
 PICTURES is a folder with JPEGs at any depth; 64 of them are held in memory and sent over loopback.
 
-1. A client alone and Predictor in a process of its own, picture by picture in turn, each after a
-   pause in which the other's threads stop spinning: what HTTP adds.
+1. A client alone and Predictor in a process of its own, all pictures in turn, as fast as answers
+   come and again with a pause before each, in which caches cool: what HTTP adds.
 2. Predictor in a process of its own and the server under all clients, in turn, a third of the time
    each round: processor seconds a picture, user and system, and their ratio within the round. Both
    keep freed memory, so that the ratio is what serving costs.
@@ -223,21 +223,26 @@ def run_predictor(model: str, contents: list[bytes], seconds: float) -> float:
     return (time.process_time() - started) / pictures
 
 
-def added_latency(port: int, good: list[Shot], alone: Callable[[int], float]) -> float:
-    """Seconds that HTTP adds: the median over pictures, each sent and computed alone in turn."""
-    added: list[float] = []
+def added_latency(
+    port: int, good: list[Shot], alone: Callable[[int], float], pause: float
+) -> float:
+    """Seconds that HTTP adds, the median over pictures; `pause` seconds stand before each."""
+    tally = Tally()
 
-    async def in_turn() -> None:
+    async def served() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for number, shot in enumerate(good):
-            tally = Tally()
-            time.sleep(PAUSE)
+        for shot in good:
+            time.sleep(pause)
             await send(shot, reader, writer, tally, time.perf_counter())
-            time.sleep(PAUSE)
-            added.append(tally.seconds[0] - alone(number))
         writer.close()
 
-    asyncio.run(in_turn())
+    asyncio.run(served())
+    time.sleep(PAUSE)  # the server's threads stop spinning
+    added = []
+    for number, seconds in enumerate(tally.seconds):
+        time.sleep(pause)
+        added.append(seconds - alone(number))
+    time.sleep(PAUSE)
     return statistics.median(added)
 
 
@@ -288,8 +293,9 @@ def measure(args: argparse.Namespace, contents: list[bytes]) -> tuple[list[Recor
     with served(args.model) as (port, process):
         load(port, good, [], 4, 3)
         with predictor_alone(args.model, args.pictures) as alone_of:
-            added = [1e3 * added_latency(port, good, alone_of) for _ in range(args.rounds)]
-        records.append(figure("added latency, one client", added, "ms"))
+            for name, pause in (("added latency, one client", 0.0), ("  after pauses", PAUSE)):
+                added = [added_latency(port, good, alone_of, pause) for _ in range(args.rounds)]
+                records.append(figure(name, [1e3 * seconds for seconds in added], "ms"))
         alone, here, ratios, rates = [], [], [], []
         for _ in range(args.rounds):
             alone.append(predictor_seconds(args.model, args.pictures, args.seconds / 3))
