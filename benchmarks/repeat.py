@@ -3,7 +3,8 @@
     python benchmarks/repeat.py [--runs 10] [--names efficientnet_b0 timm:resnet50]
 
 A run agrees if every median lies within 5% of the median of all runs and none is called noisy; its
-time is printed. Half an hour for ten runs; leave the machine alone meanwhile.
+time is printed. The same is said at equal pace: every figure divided by what the run's calibrating
+products reached. Half an hour for ten runs; leave the machine alone meanwhile.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from mbconv.measure.noise import Calibration
@@ -67,16 +69,37 @@ def main() -> None:
             records, seconds = one_run(args.names, Path(folder) / "records.jsonl")
             runs.append({key(r): r for r in records})
             noise = max(r.detail["noise"] for r in records)
-            print(f"run {number + 1}: {seconds:.0f} s, calibrations up to {noise:.2f}", flush=True)
-    centres = {k: statistics.median(run[k].value for run in runs) for k in runs[0]}
+            print(f"run {number + 1}: {seconds:.0f} s, calibrations up to {noise:.2f}, "
+                  f"{pace(records):.1f} GFLOP/s", flush=True)  # fmt: skip
+    for paced in (False, True):
+        show(runs, paced)
+
+
+def pace(records: Iterable[Record]) -> float:
+    """GFLOP/s of a run's calibrating products."""
+    return float(statistics.median(r.detail["pace"] for r in records))
+
+
+def show(runs: list[dict[Key, Record]], paced: bool) -> None:
+    """The figures of all runs, raw or at the pace of the median run, and how many agree."""
+    usual = statistics.median(pace(run.values()) for run in runs)
+    values: list[dict[Key, float]] = []
+    for run in runs:
+        faster = pace(run.values()) / usual if paced else 1.0
+        values.append({k: r.value * (faster if r.unit == "ms" else 1 / faster)
+                       for k, r in run.items()})  # fmt: skip
+    centres = {k: statistics.median(own[k] for own in values) for k in runs[0]}
     for k, centre in centres.items():
-        values = " ".join(f"{run[k].value:.1f}{'*' * run[k].detail['noisy']}" for run in runs)
-        print(f"{k[0]} {k[1]}, batch {k[2]}: median {centre:.1f} {runs[0][k].unit}: {values}")
+        shown = " ".join(f"{own[k]:.1f}{'*' * run[k].detail['noisy']}"
+                         for own, run in zip(values, runs, strict=True))  # fmt: skip
+        print(f"{k[0]} {k[1]}, batch {k[2]}: median {centre:.1f} {runs[0][k].unit}: {shown}")
     agree = sum(
-        all(abs(run[k].value / c - 1) <= WITHIN and not run[k].detail["noisy"]
-            for k, c in centres.items()) for run in runs
+        all(abs(own[k] / c - 1) <= WITHIN and not run[k].detail["noisy"]
+            for k, c in centres.items()) for own, run in zip(values, runs, strict=True)
     )  # fmt: skip
-    print(f"{agree} of {len(runs)} runs agree within {WITHIN:.0%} on every median (* noisy)")
+    words = "at equal pace" if paced else "as measured"
+    print(f"{agree} of {len(runs)} runs agree within {WITHIN:.0%} on every median, {words} "
+          "(* noisy)")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -343,7 +343,11 @@ def test_lines_are_made_from_records_alone() -> None:
     assert "5.0 to 6.0" in text
     assert "64" in text
     assert "a batch of 1 does not fit" in text
-    assert "the machine was quiet" in text
+    assert "the machine was quiet: calibrations within 0%\n" in text + "\n"
+    steady = [shown("latency", 5.0, "quick", pace=pace) for pace in (138.0, 140.0)]
+    assert "within 0%, float32 products at 139 GFLOP/s" in "\n".join(bench_lines(steady))
+    moved = [shown("latency", 5.0, "quick", pace=pace) for pace in (100.0, 140.0)]
+    assert "GFLOP/s" not in "\n".join(bench_lines(moved)), "two machines have no common pace"
     noisy = [shown("latency", 5.0, "quick", noise=1.5, noisy=True)]
     assert "too noisy for 1 of 1 figures" in "\n".join(bench_lines(noisy))
 

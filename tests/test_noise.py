@@ -36,3 +36,9 @@ def test_another_program_is_seen_whatever_the_calibration_says() -> None:
         for loop in loops:
             loop.kill()
             loop.wait()
+
+
+def test_the_pace_is_that_of_the_product_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10**6))  # every look at the clock takes a second
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    assert Calibration(checks=3).pace == pytest.approx(2e-9 * 512**3)

@@ -169,6 +169,7 @@ class Bench:
             if isinstance(result, Exception):
                 yield failure(goal.figure, about, sentence(result, task.batch))
             else:
+                about |= {"pace": round(self.calibration.pace, 1)}
                 yield from _speeds(goal.figure, task, result, about)
 
     def _tasks(self, subject: Subject, goal: Goal) -> Generator[Record, None, list[Task]]:

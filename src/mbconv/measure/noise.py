@@ -26,14 +26,18 @@ class Calibration:
 
     `reference` is the median of an opening series, in seconds. `limit` says how many times that a
     check may take: twice as far above the median as nine tenths of the opening reach, since that
-    much is this machine's own jitter; between `LEAST` and `MOST`.
+    much is this machine's own jitter; between `LEAST` and `MOST`. `pace` is what the product alone
+    reached in the median of all checks, in GFLOP/s: virtual machines change theirs from one minute
+    to the next with nobody at work in them, and figures of two runs compare at equal pace.
     """
 
     def __init__(self, device: str = "cpu", checks: int = OPENING) -> None:
         self.device = device
         self._a = torch.full((512, 512), 0.5, device=device)
         self._x, self._y = torch.zeros(2, 2**22, device=device)
+        self._products: list[float] = []
         self._seconds()  # warms up
+        self._products.clear()
         started = _Others()
         opening = sorted(self._seconds() for _ in range(checks))
         self.reference = statistics.median(opening)
@@ -55,12 +59,21 @@ class Calibration:
         after = self._seconds() / self.reference
         return max(1.0, self._before, after, 1 + self._others.cores(self.device))
 
+    @property
+    def pace(self) -> float:
+        return 2e-9 * len(self._a) ** 3 / statistics.median(self._products)
+
     def _seconds(self) -> float:
-        start = time.perf_counter()
+        """Of a product and a copy, on average."""
+        start, products = time.perf_counter(), 0.0
         for _ in range(PIECES):
+            begun = time.perf_counter()
             self._a @ self._a
+            synchronise(self.device)
+            products += time.perf_counter() - begun
             self._y.copy_(self._x)
             synchronise(self.device)
+        self._products.append(products / PIECES)
         return (time.perf_counter() - start) / PIECES
 
 

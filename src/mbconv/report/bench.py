@@ -1,6 +1,7 @@
 """What networks cost, as `mbconv bench` measured it, in a terminal; made from its Records alone."""
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from mbconv.record import Record
 from mbconv.report.words import percent
@@ -67,7 +68,16 @@ def noise_lines(records: Iterable[Record]) -> list[str]:
         ]
     again = sum(r.detail["repeated"] for r in checked)
     extra = f"; {again} noisy rounds were run again" if again else ""
-    return [f"the machine was quiet: calibrations within {percent(worst - 1, 0)}{extra}"]
+    within = percent(worst - 1, 0)
+    return [f"the machine was quiet: calibrations within {within}{_pace(checked)}{extra}"]
+
+
+def _pace(records: Iterable[Record]) -> str:
+    """How fast it was; nothing where several machines or older Records say it."""
+    paces = [r.detail["pace"] for r in records if "pace" in r.detail]
+    if not paces or max(paces) > 1.1 * min(paces):
+        return ""
+    return f", float32 products at {median(paces):.0f} GFLOP/s"
 
 
 def _network_lines(records: Sequence[Record]) -> list[str]:
