@@ -83,6 +83,37 @@ def test_the_server_survives_a_failing_network(
         assert 'mbconv_requests_total{status="500"} 1.0' in client.get("/metrics").text
 
 
+def test_one_thread_computes_from_the_first_warm_up_on(small_model: Path) -> None:
+    """OpenMP throttles its barriers where helpers of several threads outnumber the cores."""
+    predictor, infer, seen = Predictor(small_model), Predictor.infer, set[int]()
+
+    def watched(pixels: Any) -> Any:
+        seen.add(threading.get_ident())
+        return infer(predictor, pixels)
+
+    predictor.infer = watched  # type: ignore[method-assign]
+    with TestClient(create_app(predictor)) as client:
+        assert len(seen) == 1, "warmed up"
+        assert client.post("/predict", files=files(png(1), png(2))).status_code == 200
+    assert len(seen) == 1
+
+
+def test_a_network_that_cannot_be_warmed_up_ends_the_start(small_model: Path) -> None:
+    predictor = Predictor(small_model)
+
+    def broken(pixels: Any) -> Any:
+        raise RuntimeError("no memory")
+
+    predictor.infer = broken  # type: ignore[method-assign]
+    before = threading.active_count()
+    with (
+        pytest.raises(RuntimeError, match="no memory"),
+        TestClient(create_app(predictor)),
+    ):
+        pass
+    assert threading.active_count() <= before, "no thread is left behind"
+
+
 def test_a_picture_alone_waits_for_nobody(
     small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import io
 import threading
 from collections import deque
+from concurrent.futures import Future
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -64,20 +65,23 @@ class Batcher:
         self._reading = 0
         self._idle = self._closed = False
         self.waiting = 0  # pictures that were taken and have no answer yet
+        self._warm: Future[None] = Future()
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Run all parts once, the network at each batch size that it has to be made for."""
-        side = self.predictor.preprocessing.resolution
-        first = io.BytesIO()
-        Image.new("RGB", (side, side)).save(first, "JPEG")
-        self.predictor.prepare(first.getvalue())
-        for number in self.sizes or (1, self.predictor.batch_size):
-            self.predictor.infer(torch.zeros(number, side, side, 3, dtype=torch.uint8))
+        """Run all parts once, the network at each batch size that it has to be made for.
+
+        Raises what they raise.
+        """
         targets = [self._compute_all] + [self._read_all] * self.predictor.threads
         self._threads = [threading.Thread(target=t, daemon=True, name="serve") for t in targets]
         for thread in self._threads:
             thread.start()
+        try:
+            self._warm.result()
+        except Exception:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Finish what was taken, then end the threads."""
@@ -159,7 +163,23 @@ class Batcher:
             return Answer(self.predictor.prediction(output, 1), monotonic() - job.since)
         return failure
 
+    def _warm_up(self) -> None:
+        side = self.predictor.preprocessing.resolution
+        first = io.BytesIO()
+        Image.new("RGB", (side, side)).save(first, "JPEG")
+        self.predictor.prepare(first.getvalue())
+        for number in self.sizes or (1, self.predictor.batch_size):
+            self.predictor.infer(torch.zeros(number, side, side, 3, dtype=torch.uint8))
+
     def _compute_all(self) -> None:
+        try:
+            # Not in another thread: OpenMP keeps helpers for each that computed, and with more of
+            # them than cores it puts them to sleep at every barrier.
+            self._warm_up()
+        except Exception as error:
+            self._warm.set_exception(error)
+            return
+        self._warm.set_result(None)
         while batch := self._next_batch():
             gone = [job for job in batch if job.future.cancelled()]
             plain = [job for job in batch if not job.explain and job not in gone]

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def serve(
     with _taken(host, port) as listener:
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of broken forms
         keep_freed_memory(in_threads=True)
-        predictor = Predictor(model, trust=trust)
+        with ThreadPoolExecutor(1) as opening:  # its OpenMP helpers end with it
+            predictor = opening.submit(Predictor, model, trust=trust).result()
         config = uvicorn.Config(
             create_app(predictor, limits=limits, allow_urls=allow_urls),
             http=impatient(limits.seconds), ws="none", lifespan="on",
