@@ -3,7 +3,9 @@
 import copy
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,14 @@ from click.testing import CliRunner
 from images import photo
 from mbconv.cli import main
 from mbconv.errors import UserError
-from mbconv.export import build, fastest
+from mbconv.export import build, fastest, onnx_graph
 from mbconv.export.build import Build, Job
 from mbconv.export.fastest import BATCH, Call, Candidate, Timings, export_fastest
 from mbconv.export.run import export_model
 from mbconv.measure.speed import Timing, warm_up
 from mbconv.nn import model as networks
 from mbconv.nn.model import MBConvNet
+from mbconv.preprocessing import Preprocessing
 from mbconv.report.export import fastest_lines
 from mbconv.runtime.artifact import Form, Runtime
 from mbconv.runtime.predictor import Predictor
@@ -170,6 +173,31 @@ def test_what_loses_too_much_is_passed_over(
     with pytest.raises(UserError, match="No build keeps its accuracy"):
         export_fastest(model, tmp_path / "n", data=data, max_drop=5)
     assert not list(tmp_path.glob("n*"))
+
+
+def test_preprocessing_inside_that_loses_too_much_is_passed_over(
+    model: MBConvNet, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = onnx_graph.with_pictures
+
+    def blind(graph: Any, preprocessing: Preprocessing, batch: int | None) -> Any:
+        return right(graph, replace(preprocessing, std=(1e4, 1e4, 1e4)), batch)
+
+    monkeypatch.setattr(onnx_graph, "with_pictures", blind)
+    monkeypatch.setattr(fastest, "_FORMS", FLOATS)
+    monkeypatch.setattr(fastest, "time_all", as_if({"ONNX": 0.001, "OpenVINO": 0.002}))
+    done = export_fastest(model, tmp_path / "f", data=data, max_drop=5)
+    assert done.exported.form == Form(runtime="openvino")
+    assert sorted(done.exported.paths) == ["pictures", "tensor"]
+    about = {r.detail["candidate"]: r.detail for r in done.records}
+    assert about["ONNX Runtime, float32"]["drop"] > 0.05, "that of pictures"
+    assert not about["ONNX Runtime, float32"]["chosen"]
+    assert about["OpenVINO, float32"]["chosen"]
+    assert not list(tmp_path.glob("*.onnx"))
+    plain = export_fastest(model, tmp_path / "t", data=data, max_drop=5, pictures=False)
+    assert plain.exported.form == Form(runtime="onnx")
+    with pytest.raises(UserError, match="in ONNX Runtime, float32 and preprocessing inside"):
+        export_model(model, tmp_path / "n", data=data, max_drop=5)
 
 
 def test_the_command_says_what_is_missing(

@@ -24,6 +24,14 @@ NAMES = {
 _VNNI = ("avx512_vnni", "avx_vnni", "asimddp")
 
 
+class Refused(UserError):
+    """What the guard did not let pass; `comparison` says by how much."""
+
+    def __init__(self, sentence: str, comparison: Paired) -> None:
+        super().__init__(sentence)
+        self.comparison = comparison
+
+
 @dataclass(frozen=True)
 class Job:
     """What is to be shipped; without a guard nothing is measured."""
@@ -94,14 +102,14 @@ def make(job: Job, form: Form) -> Build:
 def write(job: Job, build: Build, path: Path) -> Paired | None:
     """Write the build to `path` and hold it against the network, where there is a guard.
 
-    Raises UserError for what the guard refuses.
+    Raises Refused for what the guard refuses.
     """
     found = _measured(job, build, path)
     if found is None:
         return None
     assert job.guard is not None
     if not job.guard.accepts(found):
-        raise UserError(_refusal(job.guard, build, found))
+        raise Refused(_refusal(job.guard, build, found), found)
     _write(job, build, path, _accuracy(found, job.guard))
     return found
 
@@ -184,8 +192,9 @@ def of_entry(build: Build, entry: Entry) -> Build:
 
 def _refusal(guard: Guard, build: Build, comparison: Paired) -> str:
     low, high = comparison.interval
+    inside = " and preprocessing inside" if build.form.entry == "pictures" else ""
     return (
-        f"Nothing was written: in {build.name}, it names {comparison.second:.1%} of "
+        f"Nothing was written: in {build.name}{inside}, it names {comparison.second:.1%} of "
         f"{comparison.n:,} pictures correctly and the network {comparison.first:.1%}, a drop of "
         f"{100 * comparison.drop:.1f} points (95% interval {100 * low:.1f} to {100 * high:.1f}) "
         f"where {100 * guard.max_drop:g} are allowed."

@@ -7,7 +7,7 @@ with the reason. Accuracy is asked from the fastest build down, until one keeps 
 import copy
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mbconv.errors import UserError
 from mbconv.export import build, run
-from mbconv.export.build import Build, Job
+from mbconv.export.build import Build, Job, Refused
 from mbconv.export.network import InBfloat16, folded
 from mbconv.export.run import Exported
 from mbconv.measure.bench import failure, sentence
@@ -27,7 +27,7 @@ from mbconv.measure.paired import Paired
 from mbconv.measure.speed import Tell, Timing, measure
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
-from mbconv.runtime.artifact import SUFFIXES, Form, Precision, Runtime
+from mbconv.runtime.artifact import SUFFIXES, Entry, Form, Precision, Runtime
 from mbconv.runtime.backend import Backend, ModuleBackend, open_artifact
 from mbconv.runtime.predictor import Predictor
 from mbconv.weights.model import load
@@ -98,19 +98,17 @@ def export_fastest(
         raise UserError(f"{out}: the format is what is chosen here; leave out {Path(out).suffix}.")
     run.path_of(model, out, Form(runtime="onnx"))  # says so early where there is no place
     tell("the network's own answers", 0, len(_FORMS))
+
+    def place(form: Form) -> tuple[Path, tuple[Entry, ...]]:
+        return run.path_of(model, out, form), run.entries(form, source, pictures)
+
     job = run.make_job(model, source, resolution, data, max_drop, calibrate=True)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         candidates, failed = collect_candidates(job, Path(folder), tell)
         timings = time_all(candidates, job, tell)
-        best = _choose(job, candidates, timings, goal, Path(folder))
-    assert best.made is not None
-    piece = _piece(timings, best) if goal == "throughput" else None
-    form = replace(best.made.form, piece=piece)
-    entries = run.entries(form, source, pictures)
-    best.chosen = True
-    path = run.path_of(model, out, form)
-    exported = run.ship(job, replace(best.made, form=form), path, entries)
+        accepted = _accepted(job, candidates, timings, goal, Path(folder))
+        exported = _ship_first(job, accepted, timings, goal, place)
     figures = (r for c in candidates for r in _figures(c, timings, goal))
     return Fastest(exported, (*figures, *failed))
 
@@ -177,10 +175,10 @@ def time_all(candidates: list[Candidate], job: Job, tell: Tell, rounds: int = RO
     return timings
 
 
-def _choose(
+def _accepted(
     job: Job, candidates: list[Candidate], timings: Timings, goal: Goal, folder: Path
-) -> Candidate:
-    """The fastest artifact within the bound; asks the guard from the fastest down."""
+) -> Iterator[Candidate]:
+    """The artifacts within the bound, the fastest first; the guard is asked as they are taken."""
     guard = job.guard
     assert guard is not None
     shipped = [c for c in candidates if c.made and seconds(timings, c, goal) is not None]
@@ -192,10 +190,31 @@ def _choose(
             candidate.comparison = guard.compare(Predictor(file, trust=True))
             candidate.made = replace(made, comparison=candidate.comparison)
         if guard.accepts(candidate.comparison):
-            return candidate
+            yield candidate
+
+
+def _ship_first(
+    job: Job, accepted: Iterable[Candidate], timings: Timings, goal: Goal,
+    place: Callable[[Form], tuple[Path, tuple[Entry, ...]]],
+) -> Exported:  # fmt: skip
+    """Write the first whose artifacts all keep the bound: with preprocessing inside they compute
+    a little differently. `place` says where a form goes, and which artifacts it has."""
+    for candidate in accepted:
+        assert candidate.made is not None
+        piece = _piece(timings, candidate) if goal == "throughput" else None
+        form = replace(candidate.made.form, piece=piece)
+        path, entries = place(form)
+        try:
+            exported = run.ship(job, replace(candidate.made, form=form), path, entries)
+        except Refused as refused:
+            candidate.comparison = refused.comparison
+            continue
+        candidate.chosen = True
+        return exported
+    assert job.guard is not None
     raise UserError(
-        f"No build keeps its accuracy within {100 * guard.max_drop:g} points, or none runs here; "
-        "allow more with --max-drop, or see mbconv doctor."
+        f"No build keeps its accuracy within {100 * job.guard.max_drop:g} points, or none runs "
+        "here; allow more with --max-drop, or see mbconv doctor."
     )
 
 
