@@ -3,9 +3,11 @@
     python benchmarks/kernels.py [--model efficientnet_b0] [--batch 16] [--scaling]
 
 Ceilings are taken in the same run: copying a buffer that exceeds the caches, and a float32 matrix
-product. A kernel's floor is the longer of its bytes at the one and its multiply-adds at the other;
-"of floor" is floor / time. The maps of shapes marked * fit into the last cache, where the memory's
-ceiling does not bind. Arithmetic of norms and activations is not counted.
+product. A kernel's floor is the longer of its bytes at the one and its operations at the other;
+"of floor" is floor / time. A multiply-add is two operations; those that norms, activations,
+statistics and gates take an element count as well (see OPERATIONS), and "taps alone" is the floor
+without them. The maps of shapes marked * fit into the last cache, where the memory's ceiling does
+not bind; the product's is no hard one, since additions have units of their own.
 """
 
 import argparse
@@ -23,16 +25,23 @@ from mbconv.measure.memory import keep_freed_memory
 from mbconv.record import Record, write_records
 
 CACHE = 32 * 2**20
+# Of an activation's value, and of its value and slope. SiLU: to powers of two, their fraction, a
+# cubic (in float32 of degree five), the whole power, one more, the reciprocal (in float32 a step of
+# Newton's), times the element; its slope takes three more.
+OPERATIONS = {"none": (0, 0), "relu": (1, 2), "relu6": (2, 5), "hard_swish": (5, 11)}
+SILU = {torch.bfloat16: (12, 15), torch.float32: (20, 23)}
+NORM = 3  # from the mean; times the scale, plus beta
 
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel on a shape: what it moves and computes."""
+    """A kernel on a shape: what it moves and computes; `elementwise` is beside the taps."""
 
     name: str
     call: Callable[[], object]
     bytes: float
     flops: float
+    elementwise: float
 
 
 def shapes(model: str, resolution: int) -> Iterator[tuple[str, int, int, int, int]]:
@@ -57,25 +66,28 @@ def cases(shape: tuple[str, int, int, int, int], batch: int, dtype: torch.dtype)
     factor, means = torch.rand(batch, channels), torch.rand(2, channels)
     weight, geometry = torch.randn(channels, 1, kernel, kernel), Geometry(kernel, stride, 1, 1)
     large, small, flops = e.numel() * size, d.numel() * size, 2.0 * d.numel() * kernel**2
+    value, slope = SILU[dtype] if act == "silu" else OPERATIONS[act]
     label = f"{channels:5} x {side:3} k{kernel} s{stride}{'*' if large < CACHE else ' '}"
-    calls: list[tuple[str, Callable[[], object], float, float]] = [
+    wide, narrow = e.numel(), d.numel()
+    calls: list[tuple[str, Callable[[], object], float, float, float]] = [
         ("depthwise", lambda: native.depthwise(e, norm, act, weight, geometry, statistics=True),
-         large + small, flops),
+         large + small, flops, wide * (NORM + value) + 4 * narrow),
         ("depthwise_backward",
          lambda: native.depthwise_backward(e, g, norm, act, weight, geometry),
-         2 * large + small, 2 * flops),
-        ("moments", lambda: native.moments(e), large, 0),
-        ("pool", lambda: native.pool(d, norm, act), small, 0),
-        ("normalise", lambda: native.normalise(d, norm, act, factor), 2 * small, 0),
+         2 * large + small, 2 * flops, wide * (NORM + slope + 4)),
+        ("moments", lambda: native.moments(e), large, 0, 4 * wide),
+        ("pool", lambda: native.pool(d, norm, act), small, 0, narrow * (NORM + value + 1)),
+        ("normalise", lambda: native.normalise(d, norm, act, factor), 2 * small, 0,
+         narrow * (NORM + value + 1)),
         ("reduce",
          lambda: native.reduce(d, g, norm, act, gated=True, factor=factor, output=True),
-         3 * small, 0),
+         3 * small, 0, narrow * (NORM + slope + 10)),
         ("apply", lambda: native.apply(d, g, norm, act, means, factor=factor, offset=factor),
-         3 * small, 0),
-        ("apply, no act", lambda: native.apply(e, e, norm, "none", means), 3 * large, 0),
+         3 * small, 0, narrow * (NORM + slope + 7)),
+        ("apply, no act", lambda: native.apply(e, e, norm, "none", means), 3 * large, 0, 6 * wide),
     ]  # fmt: skip
-    for name, call, moved, computed in calls:
-        yield Case(f"{label} {name}", call, moved, computed)
+    for name, call, moved, computed, elementwise in calls:
+        yield Case(f"{label} {name}", call, moved, computed, elementwise)
 
 
 def measured(args: argparse.Namespace) -> Iterator[Record]:
@@ -88,12 +100,15 @@ def measured(args: argparse.Namespace) -> Iterator[Record]:
         for case in cases(shape, args.batch, getattr(torch, args.dtype)):
             if args.only not in case.name:
                 continue
-            taken, floor = seconds(case.call), most.floor(case.bytes, case.flops)
+            taken = seconds(case.call)
+            operations = case.flops + case.elementwise
+            floor, taps = (most.floor(case.bytes, n) for n in (operations, case.flops))
             print(f"{case.name:40} {1e3 * taken:7.2f} ms {case.bytes / taken / 1e9:6.1f} GB/s "
-                  f"{case.flops / taken / 1e9:6.1f} GFLOP/s {floor / taken:5.0%} of floor",
-                  flush=True)  # fmt: skip
-            detail = {"bytes": case.bytes, "flops": case.flops, "floor": floor,
-                      "bandwidth": most.bandwidth, "arithmetic": most.arithmetic,
+                  f"{operations / taken / 1e9:6.1f} GFLOP/s {floor / taken:5.0%} of floor, "
+                  f"{taps / taken:4.0%} taps alone", flush=True)  # fmt: skip
+            detail = {"bytes": case.bytes, "flops": case.flops, "elementwise": case.elementwise,
+                      "floor": floor, "floor_of_taps": taps, "bandwidth": most.bandwidth,
+                      "arithmetic": most.arithmetic,
                       "threads": torch.get_num_threads()}  # fmt: skip
             yield Record(name=case.name, value=taken, unit="s", detail=detail)
 
