@@ -53,6 +53,12 @@ MIXED = Spec(
     ),
 )
 
+NATIVE = (
+    "efficientnet_b0", "efficientnet_b1", "efficientnet_b3", "efficientnet_lite0",
+    "efficientnet_lite2", "efficientnetv2_b0", "efficientnetv2_s", "mobilenetv2_100",
+    "mobilenetv3_large_100", "mnasnet_a1",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -327,18 +333,27 @@ def test_int8_has_a_scale_for_each_channel(tmp_path: Path) -> None:
     assert np.isfinite(logits(Predictor(done.paths["tensor"]))).all()
 
 
+def check_the_exports_of(spec: Spec, folder: Path) -> None:
+    pytest.importorskip("openvino")
+    model = lively(spec.replace(num_classes=10))
+    exact = logits(Predictor(model), 2)
+    for runtime in ("onnx", "openvino"):
+        done = export_model(model, folder / "a", form=Form(runtime=runtime), pictures=False)
+        got = logits(Predictor(done.paths["tensor"]), 2)
+        np.testing.assert_allclose(got, exact, atol=1e-4 * np.abs(exact).max())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_specs())
 def test_the_zoo_exports(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    side = 96  # the graph is the same at any size, and large ones take minutes
-    model = lively(get_spec(name).replace(resolution=side, num_classes=10))
-    exact = logits(Predictor(model), 2)
-    for runtime in ("onnx", "openvino"):
-        form = Form(runtime=runtime)
-        done = export_model(model, tmp_path / "a", form=form, pictures=False)
-        got = logits(Predictor(done.paths["tensor"]), 2)
-        np.testing.assert_allclose(got, exact, atol=1e-4 * np.abs(exact).max())
+    # The graph is the same at any size, and large ones take minutes.
+    check_the_exports_of(get_spec(name).replace(resolution=96), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NATIVE)
+def test_exports_at_native_size(name: str, tmp_path: Path) -> None:
+    check_the_exports_of(get_spec(name), tmp_path)
 
 
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
