@@ -2,7 +2,7 @@
 
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from grown import calibrated
 from images import photo
 from mbconv.arch.block import Block
 from mbconv.arch.spec import Spec, Stage
@@ -27,7 +28,7 @@ from mbconv.measure.paired import paired
 from mbconv.nn.model import MBConvNet
 from mbconv.preprocessing import Preprocessing
 from mbconv.runtime.artifact import Form, Runtime, content_hash
-from mbconv.runtime.predictor import Predictor
+from mbconv.runtime.predictor import Picture, Predictor
 from mbconv.weights.file import save
 from small import SMALL, lively, write_classes
 
@@ -53,6 +54,7 @@ MIXED = Spec(
     ),
 )
 
+PICTURES = [photo(i) for i in range(5)]
 NATIVE = (
     "efficientnet_b0", "efficientnet_b1", "efficientnet_b3", "efficientnet_lite0",
     "efficientnet_lite2", "efficientnetv2_b0", "efficientnetv2_s", "mobilenetv2_100",
@@ -84,9 +86,9 @@ def folder(model: MBConvNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logits(
-    predictor: Predictor, count: int = 5
+    predictor: Predictor, pictures: Sequence[Picture] = PICTURES
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    outputs = predictor.logits([photo(i) for i in range(count)])
+    outputs = predictor.logits(pictures)
     return np.stack([o.logits for o in outputs if o.logits is not None])
 
 
@@ -334,12 +336,17 @@ def test_int8_has_a_scale_for_each_channel(tmp_path: Path) -> None:
 
 
 def check_the_exports_of(spec: Spec, folder: Path) -> None:
+    """On faint noise: the deepest random networks blow up on anything stronger than what they were
+    calibrated with, and are then 6% off their own float64."""
     pytest.importorskip("openvino")
-    model = lively(spec.replace(num_classes=10))
-    exact = logits(Predictor(model), 2)
+    model = calibrated(spec.replace(num_classes=10), spec.resolution)
+    model.labels = tuple("abcdefghij")
+    side, rng = model.preprocessing.resize, np.random.default_rng(0)
+    noise = [rng.integers(64, 192, (side, side, 3), dtype=np.uint8) for _ in range(2)]
+    exact = logits(Predictor(model), noise)
     for runtime in ("onnx", "openvino"):
         done = export_model(model, folder / "a", form=Form(runtime=runtime), pictures=False)
-        got = logits(Predictor(done.paths["tensor"]), 2)
+        got = logits(Predictor(done.paths["tensor"]), noise)
         np.testing.assert_allclose(got, exact, atol=1e-4 * np.abs(exact).max())
 
 
