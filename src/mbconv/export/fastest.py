@@ -27,7 +27,7 @@ from mbconv.measure.paired import Paired
 from mbconv.measure.speed import Tell, Timing, measure
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
-from mbconv.runtime.artifact import SUFFIXES, Entry, Form, Precision, Runtime
+from mbconv.runtime.artifact import SUFFIXES, Form, Precision, Runtime
 from mbconv.runtime.backend import Backend, ModuleBackend, open_artifact
 from mbconv.runtime.predictor import Predictor
 from mbconv.weights.model import load
@@ -98,17 +98,23 @@ def export_fastest(
         raise UserError(f"{out}: the format is what is chosen here; leave out {Path(out).suffix}.")
     run.path_of(model, out, Form(runtime="onnx"))  # says so early where there is no place
     tell("the network's own answers", 0, len(_FORMS))
-
-    def place(form: Form) -> tuple[Path, tuple[Entry, ...]]:
-        return run.path_of(model, out, form), run.entries(form, source, pictures)
-
     job = run.make_job(model, source, resolution, data, max_drop, calibrate=True)
+
+    def ship(made: Build) -> Exported:
+        entries = run.entries(made.form, source, pictures)
+        return run.ship(job, made, run.path_of(model, out, made.form), entries)
+
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         candidates, failed = collect_candidates(job, Path(folder), tell)
         timings = time_all(candidates, job, tell)
         accepted = _accepted(job, candidates, timings, goal, Path(folder))
-        exported = _ship_first(job, accepted, timings, goal, place)
+        exported = _ship_first(accepted, timings, goal, ship)
+    if exported is None:
+        raise UserError(
+            f"No build keeps its accuracy within {max_drop:g} points, or none runs here; allow "
+            "more with --max-drop, or see mbconv doctor."
+        )
     figures = (r for c in candidates for r in _figures(c, timings, goal))
     return Fastest(exported, (*figures, *failed))
 
@@ -194,28 +200,22 @@ def _accepted(
 
 
 def _ship_first(
-    job: Job, accepted: Iterable[Candidate], timings: Timings, goal: Goal,
-    place: Callable[[Form], tuple[Path, tuple[Entry, ...]]],
-) -> Exported:  # fmt: skip
+    accepted: Iterable[Candidate], timings: Timings, goal: Goal, ship: Callable[[Build], Exported]
+) -> Exported | None:
     """Write the first whose artifacts all keep the bound: with preprocessing inside they compute
-    a little differently. `place` says where a form goes, and which artifacts it has."""
+    a little differently."""
     for candidate in accepted:
         assert candidate.made is not None
         piece = _piece(timings, candidate) if goal == "throughput" else None
         form = replace(candidate.made.form, piece=piece)
-        path, entries = place(form)
         try:
-            exported = run.ship(job, replace(candidate.made, form=form), path, entries)
+            exported = ship(replace(candidate.made, form=form))
         except Refused as refused:
             candidate.comparison = refused.comparison
             continue
         candidate.chosen = True
         return exported
-    assert job.guard is not None
-    raise UserError(
-        f"No build keeps its accuracy within {100 * job.guard.max_drop:g} points, or none runs "
-        "here; allow more with --max-drop, or see mbconv doctor."
-    )
+    return None
 
 
 def seconds(timings: Timings, candidate: Candidate, goal: Goal) -> float | None:
