@@ -1,18 +1,20 @@
 """Fine-tuning on a folder of pictures: mbconv's default against a competent timm loop.
 
-    python benchmarks/finetune.py DATA [--seeds 3] [--out finetune.jsonl]
+    python benchmarks/finetune.py DATA [--seeds 3] [--runs mbconv timm-128] [--out finetune.jsonl]
 
 DATA holds train, validation and test folders. Every run is a process of its own, in turn, and its
 clock starts with the process (imports, audit and all), but stands still while the score is taken.
 The score are the validation and test pictures together; nothing trains on them or is selected by
 them: mbconv holds its selection split out of train. Peers: timm's tf_efficientnet_lite0 with the
 same weights, channels_last, AdamW with one cycle to 1e-3, label smoothing, random resized crop,
-two workers; 6 epochs at 128 px and 4 at 224 px, all of train.
+two workers; 6 epochs at 128 px and 4 at 224 px, all of train. `mbconv-plain` is mbconv without its
+fused kernels.
 """
 
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -28,7 +30,8 @@ from mbconv.data.source import Sample, scan
 from mbconv.record import Record, write_records
 
 PEERS = {"timm-128": (128, 6), "timm-224": (224, 4)}
-RUNS = ("mbconv", *PEERS)
+OURS: dict[str, str] = {"mbconv": "auto", "mbconv-plain": "plain"}  # the kernels
+RUNS = (*OURS, *PEERS)
 GOALS = (0.85, 0.90)
 
 
@@ -141,7 +144,7 @@ def run_timm(data: Path, seed: int, clock: Clock, resolution: int, epochs: int) 
 
 def child(name: str, data: Path, seed: int, started: float) -> None:
     clock = Clock(started)
-    if name == "mbconv":
+    if name in OURS:
         run_mbconv(data, seed, clock)
     else:
         run_timm(data, seed, clock, *PEERS[name])
@@ -153,20 +156,18 @@ def measure(name: str, data: Path, seed: int) -> list[dict[str, Any]]:
         done = subprocess.run(
             [sys.executable, __file__, str(data), "--child", name, "--seed", str(seed),
              "--started", repr(time.time())],
-            stdout=subprocess.PIPE, text=True, check=True, env=_environment(cache),
+            stdout=subprocess.PIPE, text=True, check=True, env=_environment(name, cache),
         )  # fmt: skip
     curve = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     for point in curve:
         point["top1"] = point["correct"].count("1") / len(point["correct"])
     shown = "  ".join(f"{100 * p['top1']:.1f}% {p['seconds']:.0f}s" for p in curve)
-    print(f"seed {seed} {name:9} {shown}", flush=True)
+    print(f"seed {seed} {name:12} {shown}", flush=True)
     return curve
 
 
-def _environment(cache: str) -> dict[str, str]:
-    import os
-
-    return {**os.environ, "MBCONV_CACHE": cache}
+def _environment(name: str, cache: str) -> dict[str, str]:
+    return {**os.environ, "MBCONV_CACHE": cache, "MBCONV_KERNELS": OURS.get(name, "auto")}
 
 
 def time_to(curve: list[dict[str, Any]], goal: float) -> float:
@@ -199,13 +200,13 @@ def summarize(curves: dict[str, list[list[dict[str, Any]]]], out: Path | None) -
             )
             records.append(record)
             print(f"{record.name:30} {record.value:9.3f} +- {spread:.3f}")
-    for goal in GOALS:
-        times = {n: statistics.fmean(time_to(c, goal) for c in runs) for n, runs in curves.items()}
-        fastest = min(PEERS, key=lambda n: times[n])
-        share = times["mbconv"] / times[fastest]
-        print(f"to {goal:.0%}: mbconv takes {share:.2f} of {fastest}'s time")
-    for name in PEERS:
-        mean, half = paired(curves["mbconv"], curves[name])
+    own = curves.get("mbconv", [])
+    for name in [n for n in curves if own and n != "mbconv"]:
+        for goal in GOALS:
+            mine, theirs = (statistics.fmean(time_to(c, goal) for c in runs)
+                            for runs in (own, curves[name]))  # fmt: skip
+            print(f"to {goal:.0%}: mbconv takes {mine / theirs:.2f} of {name}'s time")
+        mean, half = paired(own, curves[name])
         print(f"final top-1, mbconv minus {name}: {100 * mean:+.2f} +- {100 * half:.2f} points")
     if out is not None:
         write_records(out, records)
@@ -215,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", choices=RUNS, help="run this one alone, without the comparison")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS)
     parser.add_argument("--out", type=Path, help="write Records here")
     parser.add_argument("--child", choices=RUNS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
@@ -224,13 +225,11 @@ def main() -> None:
     if args.child:
         child(args.child, args.data, args.seed, args.started)
         return
-    names = (args.only,) if args.only else RUNS
-    curves: dict[str, list[Any]] = {name: [] for name in names}
+    curves: dict[str, list[Any]] = {name: [] for name in args.runs}
     for seed in range(args.seeds):
-        for name in names:
+        for name in args.runs:
             curves[name].append(measure(name, args.data, seed))
-    if not args.only:
-        summarize(curves, args.out)
+    summarize(curves, args.out)
 
 
 if __name__ == "__main__":

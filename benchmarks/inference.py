@@ -8,6 +8,7 @@ NETWORK is timm's name; ours and timm's have the same weights, drawn at random. 
 candidates of `mbconv export --fastest`; peers are timm in eager mode (each layout and number
 format), compiled, and exported by torch.onnx to ONNX Runtime, OpenVINO at its defaults, and INT8 by
 NNCF's defaults. A ratio is taken within a round: the time of the best peer over that of our best.
+Peers that take over four times as long as the quickest one in a trial stop there, and are told.
 
 --operators takes a pass apart by the runtimes' own profilers. --end-to-end goes from JPEG bytes to
 labels: a Predictor on the fastest artifact of the run folder RUN, beside the same weights in timm,
@@ -42,7 +43,7 @@ from mbconv.measure.accuracy import Collected, Matched
 from mbconv.measure.memory import keep_freed_memory
 from mbconv.measure.noise import Calibration
 from mbconv.measure.paired import Paired
-from mbconv.measure.speed import Timing, measure
+from mbconv.measure.speed import Timing, measure, trial
 from mbconv.record import Record, write_records
 from mbconv.runtime.artifact import Form
 from mbconv.runtime.backend import installed
@@ -53,6 +54,7 @@ from mbconv.weights.conversion import counterpart, export_state_dict
 NETWORKS = ("efficientnet_b0", "tf_efficientnet_lite0", "mobilenetv3_large_100")
 FLOAT_PEERS = ("timm eager", "timm compiled", "timm ONNX Runtime", "timm OpenVINO,")
 CALIBRATION = 32
+HOPELESS = 4.0  # times the quickest peer's time
 
 
 class Unjudged(Guard):
@@ -154,7 +156,9 @@ def compare(name: str, args: argparse.Namespace, folder: Path) -> Iterator[Recor
             fastest.Call(f"{c.name}{f', pieces of {piece}' if piece else ''}", b, batch, side, 3)
             for c in candidates for piece, b in c.backends.items() if piece is None or batch > 1
         ]  # fmt: skip
-        peers = [*eager_peers(theirs, x, not args.no_compile), *exported_peers(theirs, x, folder)]
+        peers = promising(
+            [*eager_peers(theirs, x, not args.no_compile), *exported_peers(theirs, x, folder)]
+        )
         tasks: list[fastest.Call | Peer] = [*ours, *peers]
         calls = dict.fromkeys(tasks, 3)
         results = measure(calls, Calibration(), rounds=args.rounds, limit=args.limit)
@@ -170,6 +174,15 @@ def compare(name: str, args: argparse.Namespace, folder: Path) -> Iterator[Recor
                          [statistics.median(b) / statistics.median(a)
                           for a, b in zip(ran[first].rounds, ran[second].rounds, strict=True)],
                          "x")  # fmt: skip
+
+
+def promising(peers: Sequence[Peer]) -> list[Peer]:
+    """Without the hopeless: bfloat16 on a processor that has no instructions for it, say."""
+    seconds = {peer: trial(peer) for peer in peers}
+    least = min(seconds.values())
+    for peer in (p for p in peers if seconds[p] > HOPELESS * least):
+        print(f"left out: {peer.name}, {seconds[peer] / least:.0f} times the quickest peer's time")
+    return [p for p in peers if seconds[p] <= HOPELESS * least]
 
 
 def floats(peers: Sequence[Peer]) -> list[Peer]:

@@ -5,8 +5,10 @@
 
 A step is forward, loss, backward and SGD on one batch of noise at 224 px. All contestants live in
 one process and run in turn, round by round; a ratio is taken within a round, against the peer's
-best configuration of {NCHW, channels_last} x {float32, bfloat16 autocast} (x {eager, compiled}).
-All of them run with freed memory kept, as `mbconv train` does; `--default-malloc` leaves it.
+best configuration of {NCHW, channels_last} x {float32, bfloat16 autocast} (x {eager, compiled}). A peer
+that takes over 1.5 times as long as the best of its network and number format in the first round
+takes part in no further one. All of them run with freed memory kept, as `mbconv train` does;
+`--default-malloc` leaves it.
 
 `--memory` measures what is kept for backward, each network in a process of its own: the slope of
 the resident memory after the forward pass over three batch sizes, and beside it what autograd's
@@ -38,6 +40,7 @@ from mbconv.record import Record, write_records
 
 MIB = 2**20
 CLASSES = 1000
+HOPELESS = 1.5  # times the best of the same network and number format, in the first round
 PEERS = ("timm", "resnet50")
 
 
@@ -118,8 +121,10 @@ def run_rounds(args: argparse.Namespace) -> dict[Contestant, list[float]]:
     """Seconds a step, a figure a round: the median of a round's steps."""
     steps = {c: stepper(c, args.model, args.batch, args.resolution)
              for c in contestants(args.compile, args.peers)}  # fmt: skip
-    for step in steps.values():
+    for contestant, step in steps.items():
+        start = time.perf_counter()
         step()
+        print(f"first step: {contestant.name:32} {time.perf_counter() - start:5.1f} s", flush=True)
     seconds: dict[Contestant, list[float]] = {c: [] for c in steps}
     for number in range(args.rounds):
         for contestant, step in steps.items():
@@ -130,7 +135,14 @@ def run_rounds(args: argparse.Namespace) -> dict[Contestant, list[float]]:
                 times.append(time.perf_counter() - start)
             seconds[contestant].append(statistics.median(times))
             print(f"round {number + 1}: {contestant.name:32} {1e3 * times[-1]:7.0f} ms", flush=True)
+        if number == 0:
+            steps = {c: step for c, step in steps.items() if not hopeless(c, seconds)}
     return seconds
+
+
+def hopeless(peer: Contestant, seconds: dict[Contestant, list[float]]) -> bool:
+    rivals = [s[0] for c, s in seconds.items() if (c.network, c.bf16) == (peer.network, peer.bf16)]
+    return peer.memory is None and seconds[peer][0] > HOPELESS * min(rivals)
 
 
 def compare(seconds: dict[Contestant, list[float]], args: argparse.Namespace) -> list[Record]:
@@ -148,11 +160,18 @@ def compare(seconds: dict[Contestant, list[float]], args: argparse.Namespace) ->
         figure(contestant.name, [args.batch / s for s in values], "img/s")
     ours = [c for c in seconds if c.memory is not None]
     for own, peer in itertools.product(ours, args.peers):
-        rivals = [c for c in seconds if c.network == peer and (own.bf16 or not c.bf16)]
+        rivals = [c for c in seconds if c.network == peer and (own.bf16 or not c.bf16)
+                  and len(seconds[c]) == args.rounds]  # fmt: skip
         best = min(rivals, key=lambda c: statistics.median(seconds[c]))
-        ratios = [theirs / mine for mine, theirs in zip(seconds[own], seconds[best], strict=True)]
-        figure(f"{own.name} : {best.name}", ratios, "times")
+        figure(f"{own.name} : {best.name}", ratios(seconds[own], seconds[best]), "times")
+    normal, lean = ours[:2]
+    figure(f"{lean.name} : {normal.name}", ratios(seconds[lean], seconds[normal]), "times")
     return records
+
+
+def ratios(own: list[float], other: list[float]) -> list[float]:
+    """How many times as fast as the other, round by round."""
+    return [theirs / mine for mine, theirs in zip(own, other, strict=True)]
 
 
 # Memory

@@ -27,7 +27,7 @@ from mbconv.kernels.native import processor_features
 from mbconv.measure.paired import paired
 from mbconv.nn.model import MBConvNet
 from mbconv.preprocessing import Preprocessing
-from mbconv.runtime.artifact import Form, Runtime, content_hash
+from mbconv.runtime.artifact import Entry, Form, Runtime, content_hash
 from mbconv.runtime.predictor import Picture, Predictor
 from mbconv.weights.file import save
 from small import SMALL, lively, write_classes
@@ -284,11 +284,11 @@ def test_the_command_measures_and_the_guard_refuses(
 
     spoilt = build.make
 
-    def worse(job: build.Job, form: Form) -> build.Build:
+    def worse(job: build.Job, form: Form, entries: Sequence[Entry]) -> build.Build:
         with torch.no_grad():
             job.source.head.classifier.weight.neg_()
             job.source.head.classifier.bias.neg_()
-        return spoilt(job, form)
+        return spoilt(job, form, entries)
 
     monkeypatch.setattr(build, "make", worse)
     refused = CliRunner().invoke(main, [*wishes, "--out", str(tmp_path / "worse")])

@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from mbconv.export import build, fastest, onnx_graph
 from mbconv.export.build import Build, Job
 from mbconv.export.fastest import BATCH, Call, Candidate, Timings, export_fastest
 from mbconv.export.run import export_model
+from mbconv.kernels.native import processor_features
 from mbconv.measure.speed import Timing, warm_up
 from mbconv.nn import model as networks
 from mbconv.nn.model import MBConvNet
 from mbconv.preprocessing import Preprocessing
 from mbconv.report.export import fastest_lines
-from mbconv.runtime.artifact import Form, Runtime
+from mbconv.runtime.artifact import Entry, Form, Runtime
 from mbconv.runtime.predictor import Predictor
 from mbconv.weights.file import save
 from small import SMALL
@@ -137,7 +138,8 @@ def test_every_runtime_and_number_format_is_measured(
     assert done.exported.form == Form(runtime="onnx", precision="int8")
     failures = [r.detail["error"] for r in done.records if r.name == "build"]
     assert all("bfloat16 instructions" in error for error in failures)
-    assert len({r.detail["candidate"] for r in done.records}) == 9
+    fewer = 0 if {"avx512_bf16", "amx_bf16", "bf16"} & processor_features() else 1
+    assert len({r.detail["candidate"] for r in done.records}) == 9 - fewer, "torch eager, bfloat16"
 
 
 def test_what_loses_too_much_is_passed_over(
@@ -145,14 +147,14 @@ def test_what_loses_too_much_is_passed_over(
 ) -> None:
     right = build.make
 
-    def wrong(job: Job, form: Form) -> Build:
+    def wrong(job: Job, form: Form, entries: Sequence[Entry]) -> Build:
         """ONNX answers what the network does not."""
         if form.runtime == "onnx":
             network = copy.deepcopy(job.source)
             with torch.no_grad():
                 network.head.classifier.weight.neg_()
-            return right(Job(network, job.preprocessing, job.provenance), form)
-        return right(job, form)
+            job = Job(network, job.preprocessing, job.provenance)
+        return right(job, form, entries)
 
     monkeypatch.setattr(build, "make", wrong)
     monkeypatch.setattr(fastest, "_FORMS", FLOATS)

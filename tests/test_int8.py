@@ -1,5 +1,6 @@
 """INT8: close to the network it was made from, and mended where it is not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ from torch import nn
 
 from images import photo
 from mbconv.errors import UserError
+from mbconv.export.guard import Guard
 from mbconv.export.run import export_model
 from mbconv.export.sensitive import fewest, most_sensitive
+from mbconv.measure.paired import Paired
 from mbconv.nn.model import MBConvNet, build
 from mbconv.runtime.artifact import Form, Runtime
 from mbconv.runtime.predictor import Predictor
@@ -129,6 +132,30 @@ def test_sensitive_layers_go_back_to_floating_point(
         rounded = [n for n in graph.node if n.op_type == "QuantizeLinear"]
         assert len(rounded) > 5
         assert {sizes[n.input[1]] for n in rounded} == {1}
+
+
+def test_layers_go_back_for_the_sake_of_preprocessing_inside_too(
+    model: MBConvNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_own_answers(model, tmp_path / "data")
+    compare, asked = Guard.compare, []
+
+    def strict(guard: Guard, predictor: Predictor) -> Paired:
+        """INT8 throughout loses half of the pictures where they are prepared inside."""
+        artifact, found = predictor.artifact, compare(guard, predictor)
+        assert artifact is not None
+        exported = artifact.provenance["exported"]
+        asked.append((artifact.form.entry, len(exported["in_float"])))
+        inside = artifact.form.entry == "pictures" and not exported["in_float"]
+        return replace(found, second=found.first - 0.5, lost=found.n // 2) if inside else found
+
+    monkeypatch.setattr(Guard, "compare", strict)
+    form = Form(runtime="onnx", precision="int8")
+    done = export_model(model, tmp_path / "q", form=form, data=data, max_drop=9)
+    assert len(done.in_float) == 1
+    assert sorted(done.comparisons) == ["pictures", "tensor"]
+    assert all(c.drop <= 0.09 for c in done.comparisons.values())
+    assert asked == [("tensor", 0), ("pictures", 0), ("tensor", 1), ("pictures", 1)]
 
 
 @pytest.mark.slow

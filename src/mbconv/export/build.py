@@ -1,8 +1,8 @@
 """A network built for a runtime: its graph, its file, and what the guard says of it."""
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mbconv.runtime.predictor import Logits, Predictor
 NAMES = {
     "torch": "torch", "onnx": "ONNX Runtime", "openvino": "OpenVINO", "executorch": "ExecuTorch"
 }  # fmt: skip
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 _VNNI = ("avx512_vnni", "avx_vnni", "asimddp")
 
 
@@ -50,14 +51,14 @@ class Job:
 class Build:
     """What the format's own module writes: a program of torch, an ONNX or an OpenVINO model.
 
-    `in_float` names the layers that INT8 would have harmed too much. `comparison` is what the
-    guard found, where it was asked before.
+    `in_float` names the layers that INT8 would have harmed too much. `comparisons` is what the
+    guard found for the entries that it was asked about before.
     """
 
     form: Form
     graph: Any
     in_float: tuple[str, ...] = ()
-    comparison: Paired | None = None
+    comparisons: Mapping[Entry, Paired] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -73,14 +74,20 @@ def check(form: Form) -> None:
     if form.precision == "bfloat16" and form.runtime in ("onnx", "executorch"):
         name = NAMES[form.runtime]
         raise UserError(f"{name} computes no bfloat16 on CPUs; choose torch or openvino.")
+    if form.precision == "bfloat16" and form.runtime == "openvino":
+        check_bfloat16()
+
+
+def check_bfloat16() -> None:
+    """Raise UserError where the processor is known to have no instructions for bfloat16."""
     features = processor_features()
-    halves = form.precision == "bfloat16" and form.runtime == "openvino"
-    if halves and features and not features & set(_needs(form)):
+    if features and not features & set(_BFLOAT16):
         raise UserError("This processor has no bfloat16 instructions; export in float32.")
 
 
-def make(job: Job, form: Form) -> Build:
-    """Build `form`; INT8 with as few layers in floating point as the guard's bound asks for.
+def make(job: Job, form: Form, entries: Sequence[Entry] = ("tensor",)) -> Build:
+    """Build `form`; INT8 with as few layers in floating point as the guard's bound asks for, in
+    all of the `entries` that are to be written.
 
     Raises UserError for INT8 that does not keep the bound, and where a library is missing.
     """
@@ -96,7 +103,7 @@ def make(job: Job, form: Form) -> Build:
         graph = onnx_graph.convert(program)
     if form.runtime == "openvino":
         graph = openvino_graph.convert(graph)
-    return Build(form, graph) if form.precision != "int8" else _quantised(job, form, graph)
+    return Build(form, graph) if form.precision != "int8" else _quantised(job, form, graph, entries)
 
 
 def write(job: Job, build: Build, path: Path) -> Paired | None:
@@ -114,7 +121,7 @@ def write(job: Job, build: Build, path: Path) -> Paired | None:
     return found
 
 
-def _quantised(job: Job, form: Form, graph: Any) -> Build:
+def _quantised(job: Job, form: Form, graph: Any, entries: Sequence[Entry]) -> Build:
     guard = job.guard
     assert guard is not None, "INT8 is calibrated on the guard's pictures"
     batches = quantize.calibration_batches(job.reader(), guard.calibration, form.batch)
@@ -124,12 +131,18 @@ def _quantised(job: Job, form: Form, graph: Any) -> Build:
     def attempt(count: int) -> bool:
         chosen = tuple(ranked[:count])
         build = Build(form, _rounded(graph, form, batches, chosen), chosen)
+        found: dict[Entry, Paired] = {}
+        tried[count] = replace(build, comparisons=found)
         with tempfile.TemporaryDirectory() as folder:
             suffix = next(s for s, runtime in SUFFIXES.items() if runtime == form.runtime)
-            found = _measured(job, build, Path(folder) / f"network{suffix}")
-        assert found is not None
-        tried[count] = replace(build, comparison=found)
-        return guard.accepts(found)
+            for entry in entries:
+                path = Path(folder) / f"{entry}{suffix}"
+                comparison = _measured(job, of_entry(build, entry), path)
+                assert comparison is not None
+                found[entry] = comparison
+                if not guard.accepts(comparison):
+                    return False
+        return True
 
     if attempt(0):
         return tried[0]
@@ -138,12 +151,11 @@ def _quantised(job: Job, form: Form, graph: Any) -> Build:
     count = fewest(most, attempt)
     if count is not None:
         return tried[count]
-    last = tried[most].comparison
-    assert tried[0].comparison is not None
-    assert last is not None
+    entry, first = list(tried[0].comparisons.items())[-1]
+    last = list(tried[most].comparisons.values())[-1]
     raise UserError(
-        f"{_refusal(guard, tried[0], tried[0].comparison)} With {most} of {len(ranked)} layers in "
-        f"floating point it still loses {100 * last.drop:.1f} points."
+        f"{_refusal(guard, of_entry(tried[0], entry), first)} With {most} of {len(ranked)} layers "
+        f"in floating point it still loses {100 * last.drop:.1f} points."
     )
 
 
@@ -156,8 +168,9 @@ def _rounded(graph: Any, form: Form, batches: Sequence[Logits], in_float: Sequen
 def _measured(job: Job, build: Build, path: Path) -> Paired | None:
     """Write the build and run it over the guard's pictures, unless that was done before."""
     _write(job, build, path, None)
-    if job.guard is None or (build.comparison and build.form.entry == "tensor"):
-        return build.comparison
+    known = build.comparisons.get(build.form.entry)
+    if job.guard is None or known is not None:
+        return known
     return job.guard.compare(Predictor(path, trust=True))
 
 
@@ -212,7 +225,7 @@ def _accuracy(comparison: Paired, guard: Guard) -> dict[str, Any]:
 def _needs(form: Form) -> tuple[str, ...]:
     """Features of this processor that speed and measured answers depend on."""
     if form.precision == "bfloat16" and form.runtime == "openvino":
-        return ("avx512_bf16", "amx_bf16", "bf16")
+        return _BFLOAT16
     # Without these, some processors add INT8 products in 16 bits, which can overflow; XNNPACK
     # never does.
     adds_less = form.precision == "int8" and form.runtime != "executorch"

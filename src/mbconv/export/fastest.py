@@ -4,6 +4,7 @@ A build that cannot be had here (no library, no instructions, too much accuracy 
 with the reason. Accuracy is asked from the fastest build down, until one keeps the bound.
 """
 
+import contextlib
 import copy
 import os
 import tempfile
@@ -106,7 +107,7 @@ def export_fastest(
 
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        candidates, failed = collect_candidates(job, Path(folder), tell)
+        candidates, failed = collect_candidates(job, Path(folder), tell, pictures=pictures)
         timings = time_all(candidates, job, tell)
         accepted = _accepted(job, candidates, timings, goal, Path(folder))
         exported = _ship_first(accepted, timings, goal, ship)
@@ -120,24 +121,34 @@ def export_fastest(
 
 
 def collect_candidates(
-    job: Job, folder: Path, tell: Tell = lambda what, done, total: None
+    job: Job,
+    folder: Path,
+    tell: Tell = lambda what, done, total: None,
+    *,
+    pictures: bool | None = False,
 ) -> tuple[list[Candidate], list[Record]]:
     """Build and open everything that can be had here, with the files in `folder`.
 
-    Beside it, a failure Record for each build that cannot.
+    Beside it, a failure Record for each build that cannot. `pictures` as `export_model` takes it.
     """
     network = folded(job.source).to(memory_format=torch.channels_last)
-    found = [Candidate(f"torch eager, {p}", None, {None: _eager(network, p)})
-             for p in ("float32", "bfloat16")]  # fmt: skip
+    found = [Candidate("torch eager, float32", None, {None: _eager(network, "float32")})]
     failed: list[Record] = []
+    with contextlib.suppress(UserError):  # elsewhere it takes a hundred times as long
+        build.check_bfloat16()
+        bfloat16 = _eager(network, "bfloat16")
+        found.append(Candidate("torch eager, bfloat16", None, {None: bfloat16}))
     for number, (runtime, precision) in enumerate(_FORMS):
         form = Form(runtime=runtime, precision=precision)
         name = Build(form, None).name
         tell(f"building {name}", number, len(_FORMS))
         try:
             build.check(form)
-            made = build.make(job, form)
-            found.append(Candidate(name, made, _opened(job, made, folder), made.comparison))
+            if form.precision == "bfloat16":
+                build.check_bfloat16()
+            made = build.make(job, form, run.entries(form, job.source, pictures))
+            known = made.comparisons.get("tensor")
+            found.append(Candidate(name, made, _opened(job, made, folder), known))
         except Exception as error:  # a library's own errors are rows like ours
             failed.append(failure("build", {"candidate": name}, sentence(error, 1)))
     return found, failed
@@ -194,7 +205,7 @@ def _accepted(
             made = candidate.made
             file = run.path_of(None, folder / f"{made.name}-all", made.form)
             candidate.comparison = guard.compare(Predictor(file, trust=True))
-            candidate.made = replace(made, comparison=candidate.comparison)
+            candidate.made = replace(made, comparisons={"tensor": candidate.comparison})
         if guard.accepts(candidate.comparison):
             yield candidate
 

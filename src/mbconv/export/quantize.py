@@ -14,6 +14,7 @@ from mbconv.data.decode import Unreadable
 from mbconv.data.source import Sample
 from mbconv.data.transform import normalise
 from mbconv.errors import UserError
+from mbconv.kernels.native import processor_features
 from mbconv.runtime.artifact import Runtime
 from mbconv.runtime.backend import installed
 from mbconv.runtime.predictor import Logits, Predictor
@@ -69,10 +70,20 @@ def quantize(
             fast_bias_correction=True,
             ignored_scope=nncf.IgnoredScope(patterns=[_nodes(layer) for layer in in_float]),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=None if adds_in_32_bits() else nncf.OverflowFix.ENABLE,
                 activations_quantization_params=activations,
                 activations_range_estimator_params=whole_range,
             ),
         )
+
+
+def adds_in_32_bits() -> bool:
+    """Whether this processor adds INT8 products in 32 bits, as far as is known.
+
+    x86 without VNNI adds pairs of them in 16, which overflows unless weights have 7 bits.
+    """
+    features = processor_features()
+    return "x86_64" not in features or bool(features & {"avx512_vnni", "avx_vnni"})
 
 
 def _nodes(layer: str) -> str:

@@ -67,7 +67,7 @@ def export_model(
     if form.precision == "int8" and data is None:
         raise UserError("INT8 is calibrated on training pictures; name them with --data.")
     job = make_job(model, source, resolution, data, max_drop, calibrate=form.precision == "int8")
-    return ship(job, build.make(job, form), path, chosen)
+    return ship(job, build.make(job, form, chosen), path, chosen)
 
 
 def make_job(

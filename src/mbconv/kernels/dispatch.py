@@ -17,6 +17,13 @@ Mode = Literal["auto", "native", "reference", "plain"]
 Memory = Literal["normal", "lean"]
 
 
+# Whether torch's own convolutions and products take bfloat16 on this CPU. Without the instructions
+# (AVX2 alone, say) they take up to a hundred times as long as in float32.
+LIBRARY_BFLOAT16 = bool(
+    torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+)
+
+
 @dataclass
 class _Choice:
     mode: Mode = "auto"
@@ -74,6 +81,11 @@ def applies(x: Tensor, dtype: torch.dtype) -> bool:
 def backend(x: Tensor) -> ModuleType:
     """The module with the operators for maps like x: `native` or `reference`."""
     return native if _choice.mode != "reference" and _native_for(x, x.dtype) else reference
+
+
+def library_format(dtype: torch.dtype) -> torch.dtype:
+    """What torch's own convolutions of maps in `dtype` are to be computed in on the CPU."""
+    return torch.float32 if dtype == torch.bfloat16 and not LIBRARY_BFLOAT16 else dtype
 
 
 def native_pictures() -> bool:

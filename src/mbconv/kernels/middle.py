@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mbconv.kernels.dispatch import library_format
 from mbconv.kernels.norm import wide
 from mbconv.kernels.reference import Act, After, Geometry, pads
 
@@ -39,9 +40,11 @@ def convolve(
 
 
 def dense(x: Tensor, weight: Tensor, place: Geometry) -> Tensor:
-    whole, padding = _operand(x, place)
-    y = F.conv2d(whole, weight.to(x.dtype), None, place.stride, padding, place.dilation)
-    return y.permute(0, 2, 3, 1).contiguous()
+    format = _format(x)
+    whole, padding = _operand(x.to(format), place)
+    own = weight.to(x.dtype).to(format)
+    y = F.conv2d(whole, own, None, place.stride, padding, place.dilation)
+    return y.to(x.dtype).permute(0, 2, 3, 1).contiguous()
 
 
 def convolve_backward(
@@ -68,16 +71,21 @@ def dense_backward(
     x: Tensor, dy: Tensor, weight: Tensor, place: Geometry, need_dx: bool
 ) -> tuple[Tensor, Tensor]:
     """The gradient at its output -> at x (empty if not needed) and at the weight."""
-    (whole, padding), two = _operand(x, place), [0, 0]
+    format, two = _format(x), [0, 0]
+    whole, padding = _operand(x.to(format), place)
     dx, dw, _ = torch.ops.aten.convolution_backward(
-        dy.permute(0, 3, 1, 2), whole, weight.to(x.dtype), None, [place.stride] * 2, padding,
-        [place.dilation] * 2, False, two, 1, [need_dx, True, False],
+        dy.to(format).permute(0, 3, 1, 2), whole, weight.to(x.dtype).to(format), None,
+        [place.stride] * 2, padding, [place.dilation] * 2, False, two, 1, [need_dx, True, False],
     )  # fmt: skip
     if not need_dx:
         return x.new_empty(0), dw.contiguous()
     if padding == two:
         dx = dx[:, :, place.top :, place.left :][:, :, : x.shape[1], : x.shape[2]]
-    return dx.permute(0, 2, 3, 1).contiguous(), dw.contiguous()
+    return dx.to(x.dtype).permute(0, 2, 3, 1).contiguous(), dw.contiguous()
+
+
+def _format(x: Tensor) -> torch.dtype:
+    return library_format(x.dtype) if x.device.type == "cpu" else x.dtype
 
 
 def _operand(x: Tensor, place: Geometry) -> tuple[Tensor, list[int]]:

@@ -67,7 +67,7 @@ class _Gradients(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_void_p)
         for name in ("x", "expand", "depthwise", "project", "affine", "inner", "outer", "hidden",
-                     "behind_gate", "behind_norm")
+                     "behind_gate", "behind_norm", "expanded")
     ]  # fmt: skip
 
 
@@ -118,8 +118,9 @@ def backward(
     )
     d, waits = maps[1], own.expand is not None and not frozen and not spread.numel()
     behind_norm = x.new_empty(*x.shape[:3], middle) if waits else nothing(x)
+    expanded = torch.empty_like(behind_norm) if not maps[0].numel() else nothing(x)
     behind_gate = torch.empty_like(d)
-    to = (dx, *weights, inner, outer, hidden, behind_gate, behind_norm)
+    to = (dx, *weights, inner, outer, hidden, behind_gate, behind_norm, expanded)
     run("block_backward", block, grad, _Gradients(*map(_address, to)))
     del kept
     if own.dense:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mbconv import kernels
 from mbconv.arch.block import Conv
 from mbconv.arch.spec import Padding, Spec
 from mbconv.nn import fused
@@ -51,14 +52,20 @@ class Conv2d(nn.Conv2d):
         if whole is not None:
             return whole
         input = self.padded(input)
-        learns = torch.is_grad_enabled() and input.device.type == "cpu"
-        if self.groups > 1 and learns and torch.is_autocast_enabled("cpu"):
-            # Without our kernels: in bfloat16 the library's depthwise backward takes up to ten
-            # times as long as in float32 (oneDNN in torch 2.14, AVX-512), which eats what the 1x1
-            # convolutions gain.
+        y: Tensor
+        if input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            wanted = torch.get_autocast_dtype("cpu")
+            format = kernels.library_format(wanted)
             with torch.autocast("cpu", enabled=False):
-                y: Tensor = self._conv_forward(input.float(), weight.float(), bias)
-            return y
+                if self.groups > 1 and torch.is_grad_enabled():
+                    # Without our kernels: in bfloat16 the library's depthwise backward takes up to
+                    # ten times as long as in float32 (oneDNN in torch 2.14, AVX-512), which eats
+                    # what the 1x1 convolutions gain.
+                    y = self._conv_forward(input.float(), weight.float(), bias)
+                    return y
+                if format != wanted:  # the same numbers as in `wanted`
+                    given, own = input.to(wanted).to(format), weight.to(wanted).to(format)
+                    return self._conv_forward(given, own, bias).to(wanted)
         y = self._conv_forward(input, weight, bias)
         return y
 

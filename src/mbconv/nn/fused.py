@@ -158,7 +158,7 @@ def _conv_and_affine(module: "ConvNormAct", x: Tensor) -> tuple[Tensor, Tensor] 
     norm = module.norm
     if not norm.training:
         return None
-    if is_pointwise(module.conv):
+    if is_pointwise(module.conv) and kernels.library_format(dtype) == dtype:
         y = F.linear(x.permute(0, 2, 3, 1), module.conv.weight.flatten(1)).permute(0, 3, 1, 2)
     else:
         y = module.conv(x)

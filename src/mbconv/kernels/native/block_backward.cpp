@@ -21,8 +21,9 @@ struct BlockGradients {
     float *expand, *depthwise, *project, *affine;
     float *inner, *outer, *hidden;  // of the gate, [n, squeezed], [n, c], [n, squeezed]
     // On the way, allocated by whoever can say that memory is short: behind the gate, as large as d;
-    // behind the expansion's norm, as large as e, where its sums over the batch must come first.
-    void *behind_gate, *behind_norm;
+    // behind the expansion's norm and, unless it was kept, the expansion itself, as large as e, where
+    // sums over the batch must come between two looks at them.
+    void *behind_gate, *behind_norm, *expanded;
 };
 
 namespace {
@@ -270,21 +271,17 @@ class Backward {
         const Floats norm = norms.rows(EXPANSION);
         const Packed<T> weight({b.expand, b.in, d.c, 1, b.in}, threads),
             back({b.expand, d.c, b.in, b.in, 1}, threads);
-        const int64_t wide = parts.size * into * d.c;
-        const Scratch<T> expanded(parts.workers(), e ? 0 : wide), scratch(parts.workers(), wide);
-        T* const dz = static_cast<T*>(to.behind_norm);
-        const auto map = [&](const Parts::Part& part, int thread) {
-            if (e) return e + part.first * into * d.c;
-            T* const anew = expanded.of(thread);
-            weight.product(x + part.first * into * b.in, part.count * into, parts.inner, anew);
-            return static_cast<const T*>(anew);
-        };
+        const Scratch<T> scratch(parts.workers(), parts.size * into * d.c);
+        T *const dz = static_cast<T*>(to.behind_norm), *const anew = static_cast<T*>(to.expanded);
+        const T* const map = e ? e : anew;
         Sums found(parts.count(), 2 * d.c);
         const Scratch<float> weights(parts.count(), taps() * d.c),
             expand(parts.count(), b.in * d.c);
-        parts.each([&](const Parts::Part& part, int thread) {
-            depthwise_part(part, map(part, thread), norm.data(), dz + part.first * into * d.c,
-                           weights.of(part.number), found.of(part.number));
+        parts.each([&](const Parts::Part& part, int) {
+            const int64_t first = part.first * into, at = first * d.c;
+            if (!e) weight.product(x + first * b.in, part.count * into, parts.inner, anew + at);
+            depthwise_part(part, map + at, norm.data(), dz + at, weights.of(part.number),
+                           found.of(part.number));
         });
         const Floats means = means_of(found.total(0, 2 * d.c), EXPANSION, d.n * into);
         join_weights(weights, parts.count(), d.c, taps(), false, threads, to.depthwise);
@@ -292,7 +289,7 @@ class Backward {
             const int64_t first = part.first * into, rows = part.count * into, at = first * b.in;
             const Map m{part.count, into, d.c};
             T* const de = scratch.of(thread);
-            mbconv_apply(map(part, thread), dz + first * d.c, HALF, &m, norm.data(), 0, nullptr,
+            mbconv_apply(map + first * d.c, dz + first * d.c, HALF, &m, norm.data(), 0, nullptr,
                          nullptr, means.data(), parts.inner, de);
             weight_gradient(x + at, de, rows, b.in, d.c, parts.inner, expand.of(part.number));
             if (!dx) return;

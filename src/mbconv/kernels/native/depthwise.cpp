@@ -16,7 +16,7 @@
 namespace mbconv {
 namespace {
 
-constexpr int64_t STRIP = 8;  // outputs whose sums are held in registers together
+constexpr int64_t STRIP = MANY ? 8 : 7;  // outputs whose sums are held in registers together
 
 // Sums of (y - shift) and their squares, one task's.
 struct Sums {
@@ -32,7 +32,7 @@ void activate_row(const T* x, const Grid& grid, int64_t channels, const Norm& no
         float* const own = row + part(lane, columns);
         for (int64_t i = 0; i < grid.w; ++i) {
             const T* const pixel = x + i * grid.pixel;
-            if (lane == 0) __builtin_prefetch(pixel + grid.row);
+            fetch(pixel + grid.row, lane);
             store(own + i * LANES, Act::value(n.affine(n.centred(load(pixel + lane, lanes)))));
         }
     });
@@ -47,14 +47,25 @@ void convolve_row(const float* const* rows, const float* weights, vec start, int
         for (auto& s : sum) s = start;
         for (int kh = 0; kh < K; ++kh) {
             const float* row = rows[kh] + o * S * LANES;
-            vec v[COLUMNS];
+            if constexpr (MANY) {
+                vec v[COLUMNS];
 #pragma GCC unroll 32
-            for (int column = 0; column < COLUMNS; ++column) v[column] = load(row + column * LANES);
+                for (int column = 0; column < COLUMNS; ++column)
+                    v[column] = load(row + column * LANES);
 #pragma GCC unroll 8
-            for (int kw = 0; kw < K; ++kw) {
-                const vec w = load(weights + (kh * K + kw) * GROUP);
+                for (int kw = 0; kw < K; ++kw) {
+                    const vec w = load(weights + (kh * K + kw) * GROUP);
 #pragma GCC unroll 8
-                for (int s = 0; s < STRIP; ++s) sum[s] += v[s * S + kw] * w;
+                    for (int s = 0; s < STRIP; ++s) sum[s] += v[s * S + kw] * w;
+                }
+            } else {
+#pragma GCC unroll 8
+                for (int kw = 0; kw < K; ++kw, row += LANES) {
+                    asm("" : "+r"(row));  // lest the compiler keeps columns after all, on the stack
+                    const vec w = load(weights + (kh * K + kw) * GROUP);
+#pragma GCC unroll 8
+                    for (int s = 0; s < STRIP; ++s) sum[s] += load(row + s * S * LANES) * w;
+                }
             }
         }
 #pragma GCC unroll 8
@@ -77,6 +88,7 @@ void store_row(const float* row, const Grid& grid, int64_t channels, int64_t col
         vec s{}, q{};
         for (int64_t i = 0; i < grid.w; ++i) {
             const vec v = load(own + i * LANES);
+            fetch_to_write(y + i * grid.pixel + grid.row, lane);
             store(y + i * grid.pixel + lane, v, lanes);
             const vec d = as_stored(y, v) - shift;
             s += d;

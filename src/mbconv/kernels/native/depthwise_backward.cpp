@@ -44,7 +44,7 @@ void prepare_row(const T* x, const Grid& grid, int64_t channels, const Norm* nor
         const NormVec n(*norm, lane, lanes);
         for (int64_t i = 0; i < grid.w; ++i) {
             const T* const pixel = x + i * grid.pixel;
-            if (lane == 0) __builtin_prefetch(pixel + grid.row);
+            fetch(pixel + grid.row, lane);
             const vec centred = n.centred(load(pixel + lane, lanes));
             const Both act = Act::both(n.affine(centred));
             store(r.value + own + i * LANES, act.value);
@@ -59,11 +59,11 @@ template <int K, int S>
 void strip(const float* const* grads, int64_t first_row, const float* weights, const float* value,
            int64_t at, float* weight_sums, float* out) {
     constexpr int BACK = (K - 1) / S, LOADED = STRIP + BACK;
-    vec sum[STRIP * S], a[STRIP * S];
+    vec sum[STRIP * S], held[STRIP * S];
 #pragma GCC unroll 16
     for (int i = 0; i < STRIP * S; ++i) {
         sum[i] = vec{};
-        a[i] = load(value + (at * S + i) * LANES);
+        if (MANY) held[i] = load(value + (at * S + i) * LANES);
     }
     for (int64_t kh = first_row; kh < K; kh += S) {
         if (!grads[kh]) continue;
@@ -79,7 +79,7 @@ void strip(const float* const* grads, int64_t first_row, const float* weights, c
             for (int j = 0; j < STRIP; ++j) {
                 const int place = j * S + kw % S, from = j - kw / S + BACK;
                 sum[place] += g[from] * w;
-                dw += g[from] * a[place];
+                dw += g[from] * (MANY ? held[place] : load(value + (at * S + place) * LANES));
             }
             store(target, dw);
         }
@@ -107,10 +107,8 @@ void grad_row(const T* y, const T* g, const After<T>& after, const Grid& grid, i
         float* const target = row + part(lane, columns);
         for (int64_t i = 0; i < grid.w; ++i) {
             const int64_t at = i * grid.pixel;
-            if (lane == 0) {
-                __builtin_prefetch(y + at + grid.row);
-                __builtin_prefetch(g + at + grid.row);
-            }
+            fetch(y + at + grid.row, lane);
+            fetch(g + at + grid.row, lane);
             store(target + i * LANES, back(load(y + at + lane, lanes), load(g + at + lane, lanes)));
         }
     });
@@ -131,6 +129,7 @@ void finish_row(Rows r, const Grid& grid, int64_t channels, const Norm* norm, fl
             const vec v = load(r.sum + at) * load(r.slope + at);
             s0 += v;
             s1 += v * load(r.centred + at);
+            fetch_to_write(dz + i * grid.pixel + grid.row, lane);
             store(dz + i * grid.pixel + lane, v, lanes);
         }
         store(sums + lane, load(sums + lane) + s0);

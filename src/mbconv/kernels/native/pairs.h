@@ -19,21 +19,19 @@ constexpr int STEP = PAIRS<T> ? 2 : 1;
 
 // One number or pair in every place; by its bits, which for a pair are no float's.
 [[gnu::always_inline]] inline vec spread(const float* x) {
+#if defined(__AVX512BF16__)
     int32_t bits;
     std::memcpy(&bits, x, 4);
     return (vec)(ivec{} + bits);
+#else
+    return splat(*x);
+#endif
 }
 [[gnu::always_inline]] inline vec spread(const bf16* x) {
-#if defined(__AVX512BF16__)
+    static_assert(sizeof(bf16) == 2, "a pair fills a float's place");
     int32_t pair;
     std::memcpy(&pair, x, 4);
     return (vec)(ivec{} + pair);
-#else
-    const uint32_t bits = static_cast<uint32_t>(x->bits) << 16;
-    float y;
-    std::memcpy(&y, &bits, 4);
-    return splat(y);
-#endif
 }
 
 // `channels` of two rows -> pairs, the first row's numbers in the lower halves; without a second row

@@ -1,10 +1,13 @@
 // A 1x1 convolution: rows of x [rows, k] times a small matrix [k, n].
 //
-// Order: 64 rows > strip of three vectors of outputs > eight rows > k. The matrix is first copied
-// strip by strip, so that what one step along k needs lies together, and stays in the second cache;
-// a strip's 24 sums stay in registers over all of k. Where the processor multiplies pairs of bf16
-// (two products and two sums an instruction), a step is two of k, else one, in float.
+// Order: 64 rows > strip of three vectors of outputs > eight rows (four where registers are few) > k.
+// The matrix is first copied strip by strip, so that what one step along k needs lies together, and
+// stays in the second cache; a strip's 24 or 12 sums stay in registers over all of k. Where the
+// processor multiplies pairs of bf16 (two products and two sums an instruction), a step is two of k,
+// else one, in float: the 64 rows of a map of bf16 are then first copied as floats.
 #include "product.h"
+
+#include <type_traits>
 
 #include "api.h"
 #include "pairs.h"
@@ -14,8 +17,10 @@ namespace mbconv {
 namespace {
 
 constexpr int64_t BLOCK = 64;       // rows of a task
-constexpr int64_t ROWS = 8;         // whose sums are held in registers together
-constexpr int VECTORS = 3;          // of outputs, as well
+constexpr int VECTORS = 3;          // of outputs, whose sums are held in registers together
+constexpr int SUMS = MANY ? 24 : 12;
+template <int V>
+constexpr int ROWS = SUMS / V < 8 ? SUMS / V : 8;  // as well
 constexpr int64_t STRIP = VECTORS * LANES;
 
 // Two vectors as pairs of bf16, the first one's numbers in the lower halves.
@@ -66,9 +71,14 @@ void pack(const Matrix& m, int64_t strip, int64_t steps, float* out) {
         pack_columns<T>(m, strip, out);
 }
 
+// What rows of maps of T are multiplied as.
+template <class T>
+using Multiplied = std::conditional_t<PAIRS<T>, T, float>;
+
 // `V` vectors of R rows; `last` are the channels of the last vector.
 template <int R, int V, class T>
-void tile(const T* x, int64_t k, const float* strip, int64_t steps, int64_t n, int64_t last, T* y) {
+void tile(const Multiplied<T>* x, int64_t k, const float* strip, int64_t steps, int64_t n,
+          int64_t last, T* y) {
     vec sum[R][V] = {};
     for (int64_t s = 0; s < steps; ++s) {
         vec w[V];
@@ -94,16 +104,23 @@ void tile(const T* x, int64_t k, const float* strip, int64_t steps, int64_t n, i
 }
 
 template <int V, class T>
-void rows_of_strip(const T* x, int64_t rows, int64_t k, const float* strip, int64_t steps,
-                   int64_t n, int64_t last, T* y) {
+void rows_of_strip(const Multiplied<T>* x, int64_t rows, int64_t k, const float* strip,
+                   int64_t steps, int64_t n, int64_t last, T* y) {
     int64_t r = 0;
     const auto tiles = [&](auto size) {
         for (; r + size <= rows; r += size)
-            tile<size, V>(x + r * k, k, strip, steps, n, last, y + r * n);
+            tile<size, V, T>(x + r * k, k, strip, steps, n, last, y + r * n);
     };
-    tiles(std::integral_constant<int, ROWS>{});
+    tiles(std::integral_constant<int, ROWS<V>>{});
     tiles(std::integral_constant<int, 3>{});
     tiles(std::integral_constant<int, 1>{});
+}
+
+const float* as_floats(const bf16* x, int64_t count, float* out) {
+    for_vectors(count, count, [&](int64_t i, auto lanes) {
+        store(out + i, load(x + i, lanes), lanes);
+    });
+    return out;
 }
 
 template <class T>
@@ -114,20 +131,27 @@ int64_t steps_of(const Matrix& m) {
 template <class T>
 void multiply(const T* x, int64_t rows, const Matrix& m, const float* packed, int threads, T* y) {
     const int64_t steps = steps_of<T>(m), strips = (m.n + STRIP - 1) / STRIP;
-    parallel((rows + BLOCK - 1) / BLOCK, threads, [&](int64_t task, int) {
+    constexpr bool COPIED = !std::is_same_v<Multiplied<T>, T>;
+    const Scratch<float> copies(threads, COPIED ? BLOCK * m.k : 0);
+    parallel((rows + BLOCK - 1) / BLOCK, threads, [&](int64_t task, int thread) {
         const int64_t first = task * BLOCK, own = rows - first < BLOCK ? rows - first : BLOCK;
+        const auto* const from = [&] {
+            if constexpr (COPIED)
+                return as_floats(x + first * m.k, own * m.k, copies.of(thread));
+            else
+                return x + first * m.k;
+        }();
         for (int64_t strip = 0; strip < strips; ++strip) {
             const int64_t begin = strip * STRIP, left = m.n - begin;
             const float* const w = packed + strip * steps * STRIP;
-            const T* const from = x + first * m.k;
             T* const to = y + first * m.n + begin;
             if (left > 2 * LANES)
-                rows_of_strip<3>(from, own, m.k, w, steps, m.n,
-                                 left >= STRIP ? LANES : left - 2 * LANES, to);
+                rows_of_strip<3, T>(from, own, m.k, w, steps, m.n,
+                                    left >= STRIP ? LANES : left - 2 * LANES, to);
             else if (left > LANES)
-                rows_of_strip<2>(from, own, m.k, w, steps, m.n, left - LANES, to);
+                rows_of_strip<2, T>(from, own, m.k, w, steps, m.n, left - LANES, to);
             else
-                rows_of_strip<1>(from, own, m.k, w, steps, m.n, left, to);
+                rows_of_strip<1, T>(from, own, m.k, w, steps, m.n, left, to);
         }
     });
 }

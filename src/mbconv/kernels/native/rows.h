@@ -54,13 +54,25 @@ inline void for_lanes(int64_t channels, F&& f) {
 // Where a row holds the vector that starts at channel `lane` of the group.
 inline int64_t part(int64_t lane, int64_t columns) { return lane * columns; }
 
+// Fetches the cache line of that lane, once a line.
+template <class T>
+[[gnu::always_inline]] inline void fetch(const T* p, int64_t lane) {
+    if (lane % (64 / sizeof(T)) == 0) __builtin_prefetch(p + lane);
+}
+
+// The same for a line that is to be written: 5% of a sweep on AVX2 (Zen 3), nothing on AVX-512 (Zen 4).
+template <class T>
+[[gnu::always_inline]] inline void fetch_to_write(const T* p, int64_t lane) {
+    if (!MANY && lane % (64 / sizeof(T)) == 0) __builtin_prefetch(p + lane, 1);
+}
+
 // One row of a grid, as floats. The next row is fetched meanwhile: neighbours lie far apart.
 template <class T>
 inline void load_row(const T* x, const Grid& grid, int64_t channels, int64_t columns, float* row) {
     for_lanes(channels, [&](int64_t lane, auto lanes) {
         float* const own = row + part(lane, columns);
         for (int64_t i = 0; i < grid.w; ++i) {
-            if (lane == 0) __builtin_prefetch(x + i * grid.pixel + grid.row);
+            fetch(x + i * grid.pixel + grid.row, lane);
             store(own + i * LANES, load(x + i * grid.pixel + lane, lanes));
         }
     });

@@ -21,6 +21,15 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 
+// Vector registers: how many numbers a loop can hold. With half as many, the sums stay there and what
+// they are made of is read again.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = 16;
+#endif
+constexpr bool MANY = REGISTERS >= 32;
+
 using vec = float __attribute__((vector_size(4 * LANES)));
 using ivec = int32_t __attribute__((vector_size(4 * LANES)));
 using uvec = uint32_t __attribute__((vector_size(4 * LANES)));
@@ -30,7 +39,7 @@ struct bf16 {
     uint16_t bits;
 };
 
-[[gnu::always_inline]] inline vec splat(float x) { return vec{} + x; }
+[[gnu::always_inline]] inline vec splat(float x) { return x - vec{}; }  // no addition is left, as 0 + x has one
 
 [[gnu::always_inline]] inline vec load(const float* p) {
     vec v;
@@ -135,8 +144,13 @@ template <class F>
     x = (vec)_mm512_min_ps((__m512)splat(126.0f), (__m512)x);  // in this order NaN stays
     const vec n = (vec)_mm512_maskz_roundscale_ps(-1, (__m512)x, 0);
 #else
+#if defined(__AVX2__)
+    x = (vec)_mm256_max_ps((__m256)splat(-126.0f), (__m256)x);
+    x = (vec)_mm256_min_ps((__m256)splat(126.0f), (__m256)x);
+#else
     x = x < -126.0f ? splat(-126.0f) : x;
     x = x > 126.0f ? splat(126.0f) : x;
+#endif
     const vec shifted = x + 12582912.0f;  // 1.5 * 2^23: the low bits are round(x)
     const vec n = shifted - 12582912.0f;
 #endif

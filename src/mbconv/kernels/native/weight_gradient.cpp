@@ -1,10 +1,11 @@
 // Sums over all pixels of a map's channels times another's: the gradient at a 1x1 convolution's
 // weight.
 //
-// Order: strip of three vectors of b > 128 rows > eight channels of a > rows. All of a, the narrow one,
-// is first copied as floats, or as pairs of two rows where pairs are multiplied; of b the 128 rows that
-// come next, which then lie in the first cache. 24 sums stay in registers over these. Every 2,048 rows
-// they are added to the result, so that a sum's error does not grow with the map.
+// Order: strip of three vectors of b > 128 rows > eight channels of a (four where registers are few) >
+// rows. All of a, the narrow one, is first copied as floats, or as pairs of two rows where pairs are
+// multiplied; of b the 128 rows that come next, which then lie in the first cache. 24 or 12 sums stay in
+// registers over these. Every 2,048 rows they are added to the result, so that a sum's error does not
+// grow with the map.
 #include "weight_gradient.h"
 
 #include <algorithm>
@@ -18,8 +19,8 @@ namespace {
 
 constexpr int64_t TILE = 128;  // rows
 constexpr int64_t FLUSH = 2048;
-constexpr int64_t ROWS = 8;  // channels of a whose sums are held in registers together
-constexpr int VECTORS = 3;   // of b, as well
+constexpr int64_t ROWS = MANY ? 8 : 4;  // channels of a whose sums are held in registers together
+constexpr int VECTORS = 3;              // of b, as well
 constexpr int64_t STRIP = VECTORS * LANES;
 constexpr int64_t WIDTH = LANES > ROWS ? LANES : ROWS;
 
@@ -38,7 +39,7 @@ void copy_rows(const T* x, int64_t rows, int64_t stride, int64_t channels, int64
             });
 }
 
-// Eight channels of a times a strip of b, over some steps.
+// ROWS channels of a times a strip of b, over some steps.
 template <class T>
 void add_products(const float* a, int64_t a_width, const float* b, int64_t steps, float* sums) {
     vec sum[ROWS][VECTORS];
