@@ -5,9 +5,9 @@
 
 A step is forward, loss, backward and SGD on one batch of noise at 224 px. All contestants live in
 one process and run in turn, round by round; a ratio is taken within a round, against the peer's
-best configuration of {NCHW, channels_last} x {float32, bfloat16 autocast} (x {eager, compiled}). A peer
-that takes over 1.5 times as long as the best of its network and number format in the first round
-takes part in no further one. All of them run with freed memory kept, as `mbconv train` does;
+best configuration of {NCHW, channels_last} x {float32, bfloat16 autocast} (x {eager, compiled}).
+A peer that takes over 1.5 times as long as the best of its network and number format in the first
+round takes part in no further one. All of them run with freed memory kept, as `mbconv train` does;
 `--default-malloc` leaves it.
 
 `--memory` measures what is kept for backward, each network in a process of its own: the slope of

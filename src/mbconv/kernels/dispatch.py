@@ -20,7 +20,8 @@ Memory = Literal["normal", "lean"]
 # Whether torch's own convolutions and products take bfloat16 on this CPU. Without the instructions
 # (AVX2 alone, say) they take up to a hundred times as long as in float32.
 LIBRARY_BFLOAT16 = bool(
-    torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 )
 
 

@@ -65,7 +65,8 @@ class Conv2d(nn.Conv2d):
                     return y
                 if format != wanted:  # the same numbers as in `wanted`
                     given, own = input.to(wanted).to(format), weight.to(wanted).to(format)
-                    return self._conv_forward(given, own, bias).to(wanted)
+                    y = self._conv_forward(given, own, bias).to(wanted)
+                    return y
         y = self._conv_forward(input, weight, bias)
         return y
 
