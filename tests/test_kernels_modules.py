@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -155,6 +156,32 @@ def test_bfloat16_is_as_exact_as_the_plain_modules(act: Any, gate: Any, frozen: 
     for part in ("output", "input"):
         assert found[part] < 1.5 * own[part], (part, found[part], own[part])
     assert sum(found.values()) < 1.5 * sum(own.values())
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_networks_in_bfloat16_need_no_instructions_for_it(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stem, head and dense convolutions by the library, in float32 where these are missing."""
+    monkeypatch.setattr(dispatch, "LIBRARY_BFLOAT16", there)
+    stages = (Stage(blocks=(Block(channels=8, kind="fused", expand=2),)),)
+    model, x = small_net(stages=stages, drop_path=0.0).train(), PICTURES
+    exact = plain(lambda: learn(copy.deepcopy(model).double(), x.double()))
+    convolve, computed = F.conv2d, set()
+
+    def told(*given: Any) -> Tensor:
+        y: Tensor = convolve(*given)
+        computed.add(y.dtype)
+        return y
+
+    monkeypatch.setattr(F, "conv2d", told)
+    found = learn(model, x, amp=True)
+    assert found["output"].dtype == torch.bfloat16
+    assert 1e-4 < errors(found, exact)["output"] < 0.02
+    assert errors(found, exact)["stem.conv.weight"] < 0.05
+    assert computed == {torch.bfloat16 if there else torch.float32}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert model.stem.conv(x).dtype == torch.bfloat16, "maps are stored in it all the same"
 
 
 def small_net(**changes: Any) -> MBConvNet:
