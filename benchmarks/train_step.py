@@ -42,6 +42,7 @@ MIB = 2**20
 CLASSES = 1000
 HOPELESS = 1.5  # times the best of the same network and number format, in the first round
 PEERS = ("timm", "resnet50")
+FORMATS = ("bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,13 @@ def stepper(contestant: Contestant, model: str, batch: int, resolution: int) -> 
     return step
 
 
-def contestants(compiled: bool, peers: Sequence[str] = PEERS) -> list[Contestant]:
+def contestants(
+    compiled: bool, peers: Sequence[str] = PEERS, formats: Sequence[str] = FORMATS
+) -> list[Contestant]:
     ours = [Contestant("mbconv", memory="normal"), Contestant("mbconv", memory="lean"),
             Contestant("mbconv", bf16=False, memory="normal")]  # fmt: skip
-    ways = itertools.product((True, False), (True, False), (False, True) if compiled else (False,))
+    bf16 = [name == "bf16" for name in formats]
+    ways = itertools.product(bf16, (True, False), (False, True) if compiled else (False,))
     options = list(ways)
     return ours + [Contestant(name, *option) for name in peers for option in options]
 
@@ -120,7 +124,7 @@ def contestants(compiled: bool, peers: Sequence[str] = PEERS) -> list[Contestant
 def run_rounds(args: argparse.Namespace) -> dict[Contestant, list[float]]:
     """Seconds a step, a figure a round: the median of a round's steps."""
     steps = {c: stepper(c, args.model, args.batch, args.resolution)
-             for c in contestants(args.compile, args.peers)}  # fmt: skip
+             for c in contestants(args.compile, args.peers, args.formats)}  # fmt: skip
     for contestant, step in steps.items():
         start = time.perf_counter()
         step()
@@ -240,6 +244,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="efficientnet_b0")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
+    about = "of the peers; without instructions for it bf16 takes minutes"
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help=about)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--resolution", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
