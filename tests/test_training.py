@@ -214,13 +214,13 @@ def test_a_picture_that_breaks_after_the_audit_is_left_out_and_named(
     data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    fit = session.Session.fit_head
+    fit = session.Session.start_weights
 
     def then_break(self: session.Session) -> None:
         fit(self)
         self.dataset.splits["train"][0].path.write_bytes(b"gone")
 
-    monkeypatch.setattr(session.Session, "fit_head", then_break)
+    monkeypatch.setattr(session.Session, "start_weights", then_break)
     mbconv.train(model, data, tmp_path / "run", epochs=1, resolution=32)
     out = capsys.readouterr().out
     assert "left out: " in out

@@ -119,10 +119,11 @@ class Regularization:
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """What pretrained weights keep, and how the classifier starts."""
+    """What pretrained weights keep, and how stem and classifier start."""
 
     fresh: bool = False  # a network by name starts from random weights, published or not
     head_resolution: int | None = None  # fit the classifier first, on frozen features; None: do not
+    whiten_stem: bool = False  # the stem starts with filters that whiten the pictures' patches
     zero_head: bool = False  # the classifier starts from zero, where it is not fitted
     head_penalty: float = 0.03  # weight of the squared norm of the standardised classifier
     frozen_stages: int = field(default=0, metadata={"least": 0})  # with the stem; 0: all learns

@@ -140,7 +140,7 @@ def _begin(
 def _finish(session: Session) -> Run:
     session.agree()
     if session.next_step == 0:
-        session.fit_head()
+        session.start_weights()
     session.learn()
     model, record = finish(session)
     return Run(session.path, model, record)

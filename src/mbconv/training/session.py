@@ -33,6 +33,7 @@ from mbconv.training.recipe import Recipe
 from mbconv.training.schedule import Step, total_steps
 from mbconv.training.stages import grow_if_due, stage
 from mbconv.training.state import load_state, save_state
+from mbconv.training.stem import whiten_stem
 from mbconv.training.teacher import find_teacher, keep_teacher
 from mbconv.training.tracking import Trackers, open_trackers
 
@@ -191,12 +192,16 @@ class Session:
 
     # -- learn ---------------------------------------------------------------------------------
 
-    def fit_head(self) -> None:
-        """Start the classifier as the recipe says; fitting it counts as epoch 0."""
-        network, resolution = self.trainer.model, self.recipe.transfer.head_resolution
-        if resolution is None and not self.recipe.transfer.zero_head:
+    def start_weights(self) -> None:
+        """Start stem and classifier as the recipe says; fitting the latter counts as epoch 0."""
+        network, transfer = self.trainer.model, self.recipe.transfer
+        resolution = transfer.head_resolution
+        if resolution is None and not (transfer.zero_head or transfer.whiten_stem):
             return  # the average may be older than this run
         begun, samples = time.perf_counter(), list(self.dataset.splits["train"])
+        if transfer.whiten_stem:
+            whiten_stem(network, samples)
+            self.world.copy([network.stem.conv.weight])
         dtype = DTYPES[self.trainer.machine.frozen_dtype]
         start_head(network, samples, self.recipe, self.reporter, dtype, self.world)
         self.trainer.ema.load_state_dict(network.state_dict())
