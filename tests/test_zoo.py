@@ -71,6 +71,7 @@ FIGURES: dict[str, tuple[int, str | None, int, float]] = {
     "tinynet_d": (2338446, "51.6", 152, 0.2),
     "tinynet_e": (2042972, "24.4", 106, 0.2),
 }
+OWN = ["efficientnet_b0_hw", "fused_shallow"]
 RELU6_D = [f"efficientnet_b{i}_relu6_d" for i in range(8)]
 
 # The forum thread's table: blocks, and those that can carry an identity shortcut.
@@ -82,7 +83,7 @@ SKIPS = {
 
 
 def test_the_list_is_complete() -> None:
-    assert sorted(list_specs()) == sorted([*FIGURES, *RELU6_D, "efficientnet_b0_hw"])
+    assert sorted(list_specs()) == sorted([*FIGURES, *RELU6_D, *OWN])
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -191,6 +192,15 @@ def test_the_hardware_shaped_b0() -> None:
     spec = get_spec("efficientnet_b0_hw")
     assert {b.expand for *_, b in spec.blocks()} <= {1, 4, 8}
     assert all(s.channels % 16 == 0 for s in spec.stages)
+
+
+def test_the_shallow_network_for_few_epochs() -> None:
+    """Fused-MBConv blocks alone, and maps of a sixteenth of the side at the end."""
+    spec = get_spec("fused_shallow")
+    assert {block.kind for *_, block in spec.blocks()} == {"fused"}
+    assert (spec.num_blocks, spec.taps()[-1].reduction) == (6, 16)
+    ten = cost(spec.replace(num_classes=10))
+    assert (ten.resolution, round(ten.params / 1e6, 2), round(ten.macs / 1e6)) == (128, 5.38, 790)
 
 
 @pytest.mark.parametrize(

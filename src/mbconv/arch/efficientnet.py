@@ -117,6 +117,16 @@ _V2_XL = _v2(
     stem=32,
 )
 
+# For few epochs from fresh weights: EfficientNetV2's early blocks alone, wide and few. Dense kernels
+# learn in a fraction of the steps that depthwise ones take (docs/results.md).
+_SHALLOW = Spec(
+    stages=stages(((2, 3, 2, 96, 2), (2, 3, 2, 192, 2), (2, 3, 2, 384, 2)), kind="fused"),
+    **TORCH,
+    stem_channels=64,
+    head_channels=1024,
+    drop_path=0.1,
+)
+
 _V1 = "EfficientNet, arXiv 1905.11946; tensorflow/tpu efficientnet_builder.py"
 _B8_SOURCE = "AdvProp, arXiv 1911.09665; tensorflow/tpu efficientnet_builder.py"
 _L2_SOURCE = "Noisy Student, arXiv 1911.04252; tensorflow/tpu efficientnet_builder.py"
@@ -125,6 +135,7 @@ _EDGE_SOURCE = "EfficientNet-EdgeTPU; tensorflow/tpu efficientnet/edgetpu"
 _V2_SOURCE = "EfficientNetV2, arXiv 2104.00298, table 4; google/automl efficientnetv2"
 _TINY_SOURCE = "TinyNet, arXiv 2010.14819, table 3; huawei-noah/Efficient-AI-Backbones"
 _RELU6_D_SOURCE = "fast.ai forum, EfficientNet thread (2019): ReLU6, no SE, ResNet-D shortcuts"
+_SHALLOW_SOURCE = "mbconv, docs/results.md; blocks of EfficientNetV2, arXiv 2104.00298"
 _HW_SOURCE = "fast.ai forum, EfficientNet thread (2019): widths and expansions for hardware"
 
 _DROPOUT = (0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5)  # of B0 to B8
@@ -157,6 +168,7 @@ ROWS = (
     Row("efficientnetv2_m", _V2_M, 1.0, 1.0, 480, 0.3, _V2_SOURCE),
     Row("efficientnetv2_l", _V2_L, 1.0, 1.0, 480, 0.4, _V2_SOURCE),
     Row("efficientnetv2_xl", _V2_XL, 1.0, 1.0, 512, 0.4, _V2_SOURCE),
+    Row("fused_shallow", _SHALLOW, 1.0, 1.0, 128, 0.2, _SHALLOW_SOURCE),
     Row("tinynet_a", _TINY, 1.0, 1.2, 192, 0.2, _TINY_SOURCE),
     Row("tinynet_b", _TINY, 0.75, 1.1, 188, 0.2, _TINY_SOURCE),
     Row("tinynet_c", _TINY, 0.54, 0.85, 184, 0.2, _TINY_SOURCE),
