@@ -26,7 +26,7 @@ from mbconv.data.loader import Batch
 from mbconv.errors import UserError
 from mbconv.growing.obstacles import obstacles
 from mbconv.growing.smaller import smaller
-from mbconv.training import session, stages
+from mbconv.training import session, setup, stages
 from mbconv.training.budget import fit_budget
 from mbconv.training.console import Reporter
 from mbconv.training.loop import Trainer
@@ -141,6 +141,14 @@ def test_the_first_network_has_its_published_weights() -> None:
     fresh = replace(recipe, phases=(replace(recipe.phases[0], network=SMALL), *recipe.phases[1:]))
     with pytest.raises(UserError, match="small of phase 1 cannot grow into efficientnet_lite1"):
         begin(fresh, "efficientnet_lite1", classes, None, 0).resolved(fresh)
+
+
+def test_the_stem_of_pretrained_weights_is_whitened_for_whoever_asks() -> None:
+    own = setup.Settings(recipe="scratch_small")
+    asked = setup.Settings(recipe="scratch_small", changes=("transfer.whiten_stem=true",))
+    assert setup.choose_recipe(own, 128, 300, pretrained=False).transfer.whiten_stem
+    assert not setup.choose_recipe(own, 128, 300, pretrained=True).transfer.whiten_stem
+    assert setup.choose_recipe(asked, 128, 300, pretrained=True).transfer.whiten_stem
 
 
 def test_recipes_from_scratch_leave_published_weights_alone(tmp_path: Path) -> None:

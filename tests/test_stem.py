@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.small import SMALL, write_classes, write_model
 
 import mbconv
 from mbconv.data.decode import decode
@@ -13,6 +12,7 @@ from mbconv.data.source import scan
 from mbconv.data.transform import normalise, prepare
 from mbconv.training.stem import FLOOR, patch_covariance, whiten_stem
 from mbconv.weights.model import load
+from small import SMALL, write_classes, write_model
 
 
 @pytest.mark.parametrize(("kernel", "channels"), [(3, 64), (3, 24), (5, 32)])

@@ -117,8 +117,8 @@ _V2_XL = _v2(
     stem=32,
 )
 
-# For few epochs from fresh weights: EfficientNetV2's early blocks alone, wide and few. Dense kernels
-# learn in a fraction of the steps that depthwise ones take (docs/results.md).
+# For few epochs from fresh weights: EfficientNetV2's early blocks alone, wide and few. Dense
+# kernels learn in a fraction of the steps that depthwise ones take (docs/results.md).
 _SHALLOW = Spec(
     stages=stages(((2, 3, 2, 96, 2), (2, 3, 2, 192, 2), (2, 3, 2, 384, 2)), kind="fused"),
     **TORCH,

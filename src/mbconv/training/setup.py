@@ -147,6 +147,8 @@ def choose_recipe(
     if not isinstance(recipe, Recipe):
         make = find_recipe(recipe, pretrained) if recipe else usual_recipe(pretrained)
         recipe = make(pictures, resolution, epochs=epochs)
+        if pretrained:  # whoever names weights wants their stem too
+            recipe = replace(recipe, transfer=replace(recipe.transfer, whiten_stem=False))
     recipe = replace(recipe, batch_size=min(recipe.batch_size, pictures))
     if not settings.flip:
         recipe = replace(recipe, augmentation=replace(recipe.augmentation, flip=False))
