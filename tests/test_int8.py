@@ -1,5 +1,7 @@
 """INT8: close to the network it was made from, and mended where it is not."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +12,16 @@ from torch import nn
 
 from images import photo
 from mbconv.errors import UserError
+from mbconv.export.distil import distil
 from mbconv.export.guard import Guard
+from mbconv.export.network import folded
+from mbconv.export.rounding import input_ranges, layers_of, rounded
 from mbconv.export.run import export_model
 from mbconv.export.sensitive import fewest, most_sensitive
 from mbconv.measure.paired import Paired
 from mbconv.nn.model import MBConvNet, build
 from mbconv.runtime.artifact import Form, Runtime
-from mbconv.runtime.predictor import Predictor
+from mbconv.runtime.predictor import Logits, Predictor
 from small import SMALL
 
 pytest.importorskip("nncf")
@@ -48,16 +53,16 @@ def model() -> MBConvNet:
     return network.eval()
 
 
-def uneven(model: MBConvNet) -> None:
-    """One channel between two linear layers a thousand times as large; the same function."""
+def uneven(model: MBConvNet, factor: float = 1000) -> None:
+    """One channel between two linear layers so many times as large; the same function."""
     with torch.no_grad():
         norm = model.get_submodule("stages.1.0.project.norm")
         reader = model.get_submodule("stages.2.0.expand.conv")
         assert isinstance(norm, nn.BatchNorm2d)
         assert isinstance(reader, nn.Conv2d)
-        norm.weight[0] *= 1000
-        norm.bias[0] *= 1000
-        reader.weight[:, 0] /= 1000
+        norm.weight[0] *= factor
+        norm.bias[0] *= factor
+        reader.weight[:, 0] /= factor
 
 
 def write_own_answers(model: MBConvNet, root: Path) -> Path:
@@ -166,9 +171,64 @@ def test_a_network_beyond_mending_is_refused(
     uneven(model)
     monkeypatch.setattr("mbconv.export.build.most_sensitive", lambda *_: ["stem", "head.conv"])
     form = Form(runtime="openvino", precision="int8")
-    with pytest.raises(UserError, match=r"With 1 of 2 layers in floating point"):
+    monkeypatch.setattr("mbconv.export.build.distil", lambda model, _: model)
+    refused = r"With 1 of 2 layers in floating point .* taught to bear it with 1 of 2 layers"
+    with pytest.raises(UserError, match=refused):
         export_model(model, tmp_path / "q", form=form, data=data, max_drop=1, pictures=False)
     assert not list(tmp_path.glob("q*"))
+
+
+def in_int8(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a folded network answers with all its layers rounded, over this input's ranges."""
+    layers = layers_of(network)
+    ranges = input_ranges(network, layers, [x])
+    with ExitStack() as stack, torch.no_grad():
+        for name, layer in layers.items():
+            stack.enter_context(rounded(layer, ranges[name]))
+        answers: torch.Tensor = network(x)
+    return answers
+
+
+def test_weights_learn_to_bear_rounding(model: MBConvNet) -> None:
+    uneven(model, 30)
+    x = normalised(model)
+    exact = model(x).detach()
+    before = (in_int8(folded(model), x) - exact).square().mean()
+    learnt = distil(model, [x.numpy()])
+    after = (in_int8(learnt, x) - exact).square().mean()
+    assert after < before / 2
+    again = distil(model, [x[:20].numpy(), x[20:].numpy()])
+    torch.testing.assert_close(again(x), learnt(x))  # nothing is left to chance
+    torch.testing.assert_close(model(x), exact)  # and the network is as it was
+
+
+def test_distillation_is_the_last_resort(
+    model: MBConvNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_own_answers(model, tmp_path / "data")
+    compare, taught = Guard.compare, []
+
+    def strict(guard: Guard, predictor: Predictor) -> Paired:
+        """INT8 loses half of the pictures, however few layers it has, until it was taught."""
+        found = compare(guard, predictor)
+        return found if taught else replace(found, second=found.first - 0.5, lost=found.n // 2)
+
+    def teach(source: MBConvNet, batches: Sequence[Logits]) -> MBConvNet:
+        taught.append(sum(map(len, batches)))
+        return distil(source, batches, steps=3)
+
+    monkeypatch.setattr(Guard, "compare", strict)
+    monkeypatch.setattr("mbconv.export.build.distil", teach)
+    monkeypatch.setattr("mbconv.export.build.most_sensitive", lambda *_: ["stem", "head.conv"])
+    form = Form(runtime="onnx", precision="int8")
+    done = export_model(model, tmp_path / "q", form=form, data=data, max_drop=9, pictures=False)
+    assert taught == [len(PICTURES)]
+    assert done.distilled
+    assert done.in_float == ()
+    assert done.comparisons["tensor"].drop <= 0.09
+    artifact = Predictor(done.paths["tensor"]).artifact
+    assert artifact is not None
+    assert artifact.provenance["exported"]["distilled"] is True
 
 
 @pytest.mark.parametrize("needed", [1, 2, 3, 5, 7, 8, 11])

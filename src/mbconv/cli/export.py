@@ -100,7 +100,7 @@ def export(
 def _show(done: "Exported") -> None:
     from mbconv.report.export import export_lines
 
-    click.echo("\n".join(export_lines(done.paths, done.comparisons, done.in_float)))
+    click.echo("\n".join(export_lines(done.paths, done.comparisons, done.in_float, done.distilled)))
     for text in done.warnings:
         click.echo(f"warning: {text}", err=True)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mbconv.errors import UserError
 from mbconv.export import executorch_program, network, onnx_graph, openvino_graph, quantize
+from mbconv.export.distil import distil
 from mbconv.export.guard import Guard
 from mbconv.export.preprocessing_graph import preprocessing_graph
 from mbconv.export.sensitive import LARGEST_SHARE, fewest, most_sensitive
@@ -51,13 +52,15 @@ class Job:
 class Build:
     """What the format's own module writes: a program of torch, an ONNX or an OpenVINO model.
 
-    `in_float` names the layers that INT8 would have harmed too much. `comparisons` is what the
-    guard found for the entries that it was asked about before.
+    `in_float` names the layers that INT8 would have harmed too much; `distilled`: the weights have
+    learnt to bear it. `comparisons` is what the guard found for the entries that it was asked
+    about before.
     """
 
     form: Form
     graph: Any
     in_float: tuple[str, ...] = ()
+    distilled: bool = False
     comparisons: Mapping[Entry, Paired] = field(default_factory=dict)
 
     @property
@@ -91,19 +94,21 @@ def make(job: Job, form: Form, entries: Sequence[Entry] = ("tensor",)) -> Build:
 
     Raises UserError for INT8 that does not keep the bound, and where a library is missing.
     """
+    if form.precision == "int8":
+        return _quantised(job, form, entries)
+    return Build(form, _graph(job, form))
+
+
+def _graph(job: Job, form: Form) -> Any:
+    """The network in the format of the runtime, INT8's before anything is rounded."""
+    side = job.preprocessing.resolution
     if form.runtime == "torch":
-        side = job.preprocessing.resolution
-        return Build(
-            form, network.trace(job.source, side, batch=form.batch, precision=form.precision)
-        )
-    program = network.trace(job.source, job.preprocessing.resolution, batch=form.batch)
+        return network.trace(job.source, side, batch=form.batch, precision=form.precision)
+    program = network.trace(job.source, side, batch=form.batch)
     if form.runtime == "executorch":
-        graph = executorch_program.convert(program, form.batch)
-    else:
-        graph = onnx_graph.convert(program)
-    if form.runtime == "openvino":
-        graph = openvino_graph.convert(graph)
-    return Build(form, graph) if form.precision != "int8" else _quantised(job, form, graph, entries)
+        return executorch_program.convert(program, form.batch)
+    graph = onnx_graph.convert(program)
+    return openvino_graph.convert(graph) if form.runtime == "openvino" else graph
 
 
 def write(job: Job, build: Build, path: Path) -> Paired | None:
@@ -121,42 +126,80 @@ def write(job: Job, build: Build, path: Path) -> Paired | None:
     return found
 
 
-def _quantised(job: Job, form: Form, graph: Any, entries: Sequence[Entry]) -> Build:
-    guard = job.guard
-    assert guard is not None, "INT8 is calibrated on the guard's pictures"
-    batches = quantize.calibration_batches(job.reader(), guard.calibration, form.batch)
-    tried: dict[int, Build] = {}
-    ranked: list[str] = []
+def _quantised(job: Job, form: Form, entries: Sequence[Entry]) -> Build:
+    assert job.guard is not None, "INT8 is calibrated on the guard's pictures"
+    batches = quantize.calibration_batches(job.reader(), job.guard.calibration, form.batch)
+    plain = _Search(job, job.guard, form, batches, entries)
+    found = plain.best()
+    if found is not None:
+        return found
+    learnt = replace(job, source=distil(job.source, batches))
+    again = _Search(learnt, job.guard, form, batches, entries)
+    found = again.best()
+    if found is None:
+        raise UserError(
+            f"{plain.refusal} {plain.rest}, and with weights that were taught to bear it "
+            f"{again.rest[0].lower()}{again.rest[1:]}."
+        )
+    return replace(found, distilled=True)
 
-    def attempt(count: int) -> bool:
-        chosen = tuple(ranked[:count])
-        build = Build(form, _rounded(graph, form, batches, chosen), chosen)
+
+class _Search:
+    """INT8 of one network with as few layers in floating point as the guard's bound asks for."""
+
+    def __init__(
+        self,
+        job: Job,
+        guard: Guard,
+        form: Form,
+        batches: Sequence[Logits],
+        entries: Sequence[Entry],
+    ) -> None:
+        self.job, self.guard, self.form = job, guard, form
+        self.batches, self.entries = batches, entries
+        self.graph = _graph(job, form)
+        self.ranked: list[str] = []
+        self.tried: dict[int, Build] = {}
+
+    def best(self) -> Build | None:
+        """None where half of the layers are not enough."""
+        if self._enough(0):
+            return self.tried[0]
+        self.ranked = most_sensitive(self.job.source, self.batches)
+        count = fewest(int(LARGEST_SHARE * len(self.ranked)), self._enough)
+        return None if count is None else self.tried[count]
+
+    @property
+    def refusal(self) -> str:
+        """What INT8 throughout would lose."""
+        entry, comparison = list(self.tried[0].comparisons.items())[-1]
+        return _refusal(self.guard, of_entry(self.tried[0], entry), comparison)
+
+    @property
+    def rest(self) -> str:
+        """What it loses with the most layers in floating point."""
+        most = max(self.tried)
+        drop = list(self.tried[most].comparisons.values())[-1].drop
+        return (
+            f"With {most} of {len(self.ranked)} layers in floating point it still loses "
+            f"{100 * drop:.1f} points"
+        )
+
+    def _enough(self, count: int) -> bool:
+        chosen = tuple(self.ranked[:count])
+        build = Build(self.form, _rounded(self.graph, self.form, self.batches, chosen), chosen)
         found: dict[Entry, Paired] = {}
-        tried[count] = replace(build, comparisons=found)
+        self.tried[count] = replace(build, comparisons=found)
         with tempfile.TemporaryDirectory() as folder:
-            suffix = next(s for s, runtime in SUFFIXES.items() if runtime == form.runtime)
-            for entry in entries:
+            suffix = next(s for s, runtime in SUFFIXES.items() if runtime == self.form.runtime)
+            for entry in self.entries:
                 path = Path(folder) / f"{entry}{suffix}"
-                comparison = _measured(job, of_entry(build, entry), path)
+                comparison = _measured(self.job, of_entry(build, entry), path)
                 assert comparison is not None
                 found[entry] = comparison
-                if not guard.accepts(comparison):
+                if not self.guard.accepts(comparison):
                     return False
         return True
-
-    if attempt(0):
-        return tried[0]
-    ranked += most_sensitive(job.source, batches)
-    most = int(LARGEST_SHARE * len(ranked))
-    count = fewest(most, attempt)
-    if count is not None:
-        return tried[count]
-    entry, first = list(tried[0].comparisons.items())[-1]
-    last = list(tried[most].comparisons.values())[-1]
-    raise UserError(
-        f"{_refusal(guard, of_entry(tried[0], entry), first)} With {most} of {len(ranked)} layers "
-        f"in floating point it still loses {100 * last.drop:.1f} points."
-    )
 
 
 def _rounded(graph: Any, form: Form, batches: Sequence[Logits], in_float: Sequence[str]) -> Any:
@@ -176,7 +219,11 @@ def _measured(job: Job, build: Build, path: Path) -> Paired | None:
 
 def _write(job: Job, build: Build, path: Path, accuracy: dict[str, Any] | None) -> None:
     form, graph, preprocessing = build.form, build.graph, job.preprocessing
-    exported = {**job.provenance["exported"], "in_float": list(build.in_float)}
+    exported = {
+        **job.provenance["exported"],
+        "in_float": list(build.in_float),
+        "distilled": build.distilled,
+    }
     text = Artifact(
         form=form, spec=job.source.spec, labels=job.source.labels, preprocessing=preprocessing,
         provenance={**job.provenance, "exported": exported}, accuracy=accuracy, needs=_needs(form),

@@ -165,7 +165,7 @@ def _opened(job: Job, made: Build, folder: Path) -> dict[int | None, Backend]:
     pieces = PIECES if made.form.runtime != "torch" and (os.cpu_count() or 1) > 1 else ()
     for piece in (None, *pieces):
         file = run.path_of(None, folder / f"{made.name}-{piece or 'all'}", made.form)
-        unguarded = Build(replace(made.form, piece=piece), made.graph, made.in_float)
+        unguarded = replace(made, form=replace(made.form, piece=piece))
         build.write(replace(job, guard=None), unguarded, file)
         backends[piece] = open_artifact(file, trust=True)[1]
     return backends
@@ -254,6 +254,8 @@ def _figures(candidate: Candidate, timings: Timings, goal: Goal) -> Iterator[Rec
         about |= {"drop": candidate.comparison.drop, "drop_low": low, "drop_high": high}
     if candidate.made is not None and candidate.made.in_float:
         about["in_float"] = list(candidate.made.in_float)
+    if candidate.made is not None and candidate.made.distilled:
+        about["distilled"] = True
     shown: dict[int, tuple[str, str, Callable[[float], float]]] = {
         1: ("latency", "ms", lambda s: 1e3 * s),
         BATCH: ("throughput", "img/s", lambda s: BATCH / s),

@@ -28,7 +28,8 @@ _EMBEDDING = ("onnx", "openvino")  # whose graphs can hold the preprocessing
 class Exported:
     """The artifacts by their entry, how they compute, and what the guard found for each.
 
-    `in_float` names the layers that INT8 leaves in floating point.
+    `in_float` names the layers that INT8 leaves in floating point; `distilled`: its weights have
+    learnt the network's answers anew.
     """
 
     paths: dict[str, Path]
@@ -36,6 +37,7 @@ class Exported:
     comparisons: dict[str, Paired]
     warnings: tuple[str, ...] = ()
     in_float: tuple[str, ...] = ()
+    distilled: bool = False
 
 
 def export_model(
@@ -117,7 +119,7 @@ def ship(job: Job, made: Build, path: Path, chosen: Sequence[Entry]) -> Exported
         program.remember(path)
     told = [job.guard.warning(comparison) for comparison in found.values()] if job.guard else []
     warnings = tuple(dict.fromkeys(t for t in told if t))
-    return Exported(paths, made.form, found, warnings, made.in_float)
+    return Exported(paths, made.form, found, warnings, made.in_float, made.distilled)
 
 
 def _provenance(model: object, source: MBConvNet) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def export_lines(
     paths: Mapping[str, Path],
     comparisons: Mapping[str, ComparisonLike],
     in_float: Sequence[str] = (),
+    distilled: bool = False,
 ) -> Iterator[str]:
     """A line for each artifact, and beneath it what was measured."""
     for entry, path in paths.items():
@@ -51,6 +52,8 @@ def export_lines(
             f"{count(len(in_float), 'layer')} in floating point, the most sensitive to INT8: "
             f"{listing(in_float)}"
         )
+    if distilled:
+        yield "distilled: the weights have learnt to answer in INT8 as the network does in float32"
 
 
 def fastest_lines(records: Sequence[Record]) -> Iterator[str]:
@@ -93,4 +96,6 @@ def _row(figures: Mapping[str, Record]) -> str:
         text += f"{100 * about['drop']:.1f} ({low:.1f} to {high:.1f})"
     if "in_float" in about:
         text += f", {count(len(about['in_float']), 'layer')} in floating point"
+    if "distilled" in about:
+        text += ", distilled"
     return text
