@@ -190,13 +190,13 @@ def in_int8(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_weights_learn_to_bear_rounding(model: MBConvNet) -> None:
-    uneven(model, 30)
+    uneven(model, 100)
     x = normalised(model)
     exact = model(x).detach()
     before = (in_int8(folded(model), x) - exact).square().mean()
     learnt = distil(model, [x.numpy()])
     after = (in_int8(learnt, x) - exact).square().mean()
-    assert after < before / 2
+    assert after < before / 2, (before, after)
     again = distil(model, [x[:20].numpy(), x[20:].numpy()])
     torch.testing.assert_close(again(x), learnt(x))  # nothing is left to chance
     torch.testing.assert_close(model(x), exact)  # and the network is as it was
