@@ -1,12 +1,10 @@
 """The guard: what an artifact's accuracy is beside its source's, and whether that will do."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mbconv.data.source import Dataset, Sample, scan, split
+from mbconv.data.spread import spread
 from mbconv.errors import UserError
 from mbconv.measure.accuracy import Collected, Matched, Progress, collect, matched
 from mbconv.measure.paired import Paired, paired
@@ -76,12 +74,7 @@ def make_guard(
                 f"{dataset.source} has no train split, and INT8 is calibrated on training pictures "
                 "only, so that the score stays honest. Name data that has one."
             )
-        chosen = _spread(dataset.splits["train"])
+        train = dataset.splits["train"]
+        chosen = tuple(train[i] for i in spread(len(train), CALIBRATION))
     task = matched(source, dataset)
     return Guard(task, collect(source, task.samples, progress=progress), max_drop, chosen)
-
-
-def _spread(samples: Sequence[Sample]) -> tuple[Sample, ...]:
-    """Up to CALIBRATION samples, drawn with a fixed seed, in shuffled order."""
-    order = np.random.default_rng(0).permutation(len(samples))[:CALIBRATION]
-    return tuple(samples[i] for i in order.tolist())

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mbconv.data.decode import Unreadable, decode
 from mbconv.data.source import Sample
+from mbconv.data.spread import spread
 from mbconv.data.transform import normalise, prepare
 from mbconv.nn.model import MBConvNet
 from mbconv.preprocessing import Preprocessing
@@ -41,14 +42,15 @@ def patch_covariance(
 
     Of up to 300 normalised pictures, spread over `samples`; those that cannot be read are left out.
     """
-    chosen = samples[:: max(1, len(samples) // PICTURES)][:PICTURES]
+    chosen = sorted(spread(len(samples), PICTURES))  # read forwards
     total, count = torch.zeros(3 * kernel**2, 3 * kernel**2, dtype=torch.float64), 0
-    for sample in chosen:
+    for place in chosen:
         try:
-            pixels = prepare(decode(sample.path, min_side=preprocessing.resize), preprocessing)
+            image = decode(samples[place].path, min_side=preprocessing.resize)
         except Unreadable:
             continue
-        picture = normalise(torch.from_numpy(pixels)[None], preprocessing)
+        pixels = torch.from_numpy(prepare(image, preprocessing))
+        picture = normalise(pixels[None], preprocessing)
         patches = F.unfold(picture, kernel)[0].double()
         total += patches @ patches.T
         count += patches.shape[1]
