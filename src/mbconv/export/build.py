@@ -129,12 +129,12 @@ def write(job: Job, build: Build, path: Path) -> Paired | None:
 def _quantised(job: Job, form: Form, entries: Sequence[Entry]) -> Build:
     assert job.guard is not None, "INT8 is calibrated on the guard's pictures"
     batches = quantize.calibration_batches(job.reader(), job.guard.calibration, form.batch)
-    plain = _Search(job, job.guard, form, batches, entries)
+    plain = _Search(job, form, batches, entries)
     found = plain.best()
     if found is not None:
         return found
     learnt = replace(job, source=distil(job.source, batches))
-    again = _Search(learnt, job.guard, form, batches, entries)
+    again = _Search(learnt, form, batches, entries)
     found = again.best()
     if found is None:
         raise UserError(
@@ -148,14 +148,10 @@ class _Search:
     """INT8 of one network with as few layers in floating point as the guard's bound asks for."""
 
     def __init__(
-        self,
-        job: Job,
-        guard: Guard,
-        form: Form,
-        batches: Sequence[Logits],
-        entries: Sequence[Entry],
+        self, job: Job, form: Form, batches: Sequence[Logits], entries: Sequence[Entry]
     ) -> None:
-        self.job, self.guard, self.form = job, guard, form
+        assert job.guard is not None
+        self.job, self.guard, self.form = job, job.guard, form
         self.batches, self.entries = batches, entries
         self.graph = _graph(job, form)
         self.ranked: list[str] = []
