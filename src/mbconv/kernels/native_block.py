@@ -66,8 +66,9 @@ class _Block(ctypes.Structure):
 class _Gradients(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_void_p)
-        for name in ("x", "expand", "depthwise", "project", "affine", "inner", "outer", "hidden",
-                     "behind_gate", "behind_norm", "expanded")
+        for name in ("x", "expand", "depthwise", "project", "affine", "gate_reduce",
+                     "gate_reduce_bias", "gate_expand", "gate_expand_bias", "behind_gate",
+                     "behind_norm", "expanded")
     ]  # fmt: skip
 
 
@@ -106,37 +107,26 @@ def backward(
     *convolved, pooled, spread = maps
     known = (*convolved, statistics.float().contiguous(), pooled, spread)
     block, kept = _block(x, own, known, frozen)
-    n, middle = x.shape[0], own.depthwise.shape[0]
-    squeezed = 0 if own.gate[0] is None else own.gate[0].shape[0]
     dx = torch.empty_like(x) if need_dx and not own.dense else nothing(x)
-    params = (own.expand, own.depthwise, own.project, own.affine)
-    weights = [w if w is None else x.new_empty(w.shape, dtype=torch.float32)
+    params = (own.expand, own.depthwise, own.project, own.affine, *own.gate)
+    weights = [nothing(x) if w is None else x.new_empty(w.shape, dtype=torch.float32)
                for w in params]  # fmt: skip
-    inner, outer, hidden = (
-        x.new_empty(n, width if squeezed else 0, dtype=torch.float32)
-        for width in (squeezed, middle, squeezed)
-    )
     d, waits = maps[1], own.expand is not None and not frozen and not spread.numel()
-    behind_norm = x.new_empty(*x.shape[:3], middle) if waits else nothing(x)
+    behind_norm = x.new_empty(*x.shape[:3], d.shape[3]) if waits else nothing(x)
     expanded = torch.empty_like(behind_norm) if not maps[0].numel() else nothing(x)
     behind_gate = torch.empty_like(d)
-    to = (dx, *weights, inner, outer, hidden, behind_gate, behind_norm, expanded)
+    to = (dx, *weights, behind_gate, behind_norm, expanded)
     run("block_backward", block, grad, _Gradients(*map(_address, to)))
     del kept
     if own.dense:
         dx, weights[1] = dense_backward(x, behind_gate, own.depthwise, own.place, need_dx)
         if own.residual and need_dx:
             dx += grad
-    found = [nothing(x) if g is None or w is None else g.to(w.dtype)
-             for g, w in zip(weights, params, strict=True)]  # fmt: skip
-    sums = [nothing(x)] * 4
-    if squeezed:
-        sums = [inner.t() @ pooled, inner.sum(0), outer.t() @ hidden, outer.sum(0)]
-    gate = [nothing(x) if w is None else s.view(w.shape).to(w.dtype)
-            for s, w in zip(sums, own.gate, strict=True)]  # fmt: skip
-    dexpand, ddepthwise, dproject, daffine = found
+    found = [g if w is None else g.to(w.dtype) for g, w in zip(weights, params, strict=True)]
+    dexpand, ddepthwise, dproject, daffine, *dgate = found
+    reduce, reduce_bias, widen, widen_bias = dgate
     dx = dx.permute(0, 3, 1, 2) if need_dx else dx
-    return dx, dexpand, ddepthwise, dproject, daffine, gate[0], gate[1], gate[2], gate[3]
+    return dx, dexpand, ddepthwise, dproject, daffine, reduce, reduce_bias, widen, widen_bias
 
 
 def _block(

@@ -104,7 +104,7 @@ def block(module: "MBConvBlock", x: Tensor) -> Tensor | None:
 
 def _side_by_side(norms: list[Any], first: str, second: str) -> Tensor:
     """Two vectors of every norm, [2, sum of widths]."""
-    return torch.stack([torch.cat([getattr(n, name) for n in norms]) for name in (first, second)])
+    return torch.cat([getattr(n, name) for name in (first, second) for n in norms]).view(2, -1)
 
 
 def _gate_functions(gate: Any) -> tuple[str, str]:

@@ -108,7 +108,8 @@ inline Depthwise of_part(Depthwise d, int64_t samples) {
 
 inline Gate gate_of(const Block& b) {
     return {b.middle.c, b.squeezed, b.gate_reduce, b.gate_reduce_bias, b.gate_expand,
-            b.gate_expand_bias, static_cast<int>(b.gate_act), b.gate_hard != 0};
+            b.gate_expand_bias, static_cast<int>(b.gate_act), b.gate_hard != 0,
+            static_cast<int>(b.threads)};
 }
 
 // Drop-path's factor of these samples, for every channel.

@@ -19,7 +19,7 @@ namespace mbconv {
 struct BlockGradients {
     void* x;
     float *expand, *depthwise, *project, *affine;
-    float *inner, *outer, *hidden;  // of the gate, [n, squeezed], [n, c], [n, squeezed]
+    float *gate_reduce, *gate_reduce_bias, *gate_expand, *gate_expand_bias;
     // On the way, allocated by whoever can say that memory is short: behind the gate, as large as d;
     // behind the expansion's norm and, unless it was kept, the expansion itself, as large as e, where
     // sums over the batch must come between two looks at them.
@@ -39,7 +39,8 @@ class Backward {
           dx(static_cast<T*>(to.x)),
           parts(d.n, std::max(b.expand ? into : 0, pixels) * d.c * sizeof(T), threads),
           db(static_cast<T*>(to.behind_gate)), factor(b.squeezed ? d.n * d.c : 0), offset(factor.size()),
-          squeezed(d.n * b.squeezed),
+          squeezed(d.n * b.squeezed), hidden(squeezed.size()), inner(squeezed.size()),
+          outer(factor.size()),
           gate(gate_of(b)) {}
 
     void run() {
@@ -113,13 +114,18 @@ class Backward {
         });
         middle_means = means_of(found.total(0, 2 * d.c), DEPTHWISE, d.n * pixels);
         join_weights(weights, parts.count(), b.out, d.c, false, threads, to.project);
+        if (!b.squeezed) return;
+        layer_gradient(inner.data(), b.pooled, d.n, b.squeezed, d.c, threads, to.gate_reduce,
+                       to.gate_reduce_bias);
+        layer_gradient(outer.data(), hidden.data(), d.n, d.c, b.squeezed, threads, to.gate_expand,
+                       to.gate_expand_bias);
     }
 
     // The gate's factors of these samples, anew; null without gate.
     const float* scales(const Parts::Part& part) {
         if (!b.squeezed) return nullptr;
         for (int64_t s = part.first; s < part.first + part.count; ++s)
-            gate.forward(b.pooled + s * d.c, &squeezed[s * b.squeezed], to.hidden + s * b.squeezed,
+            gate.forward(b.pooled + s * d.c, &squeezed[s * b.squeezed], &hidden[s * b.squeezed],
                          &factor[s * d.c]);
         return &factor[part.first * d.c];
     }
@@ -135,7 +141,7 @@ class Backward {
             const int64_t s = part.first + i;
             float *const scale = &factor[s * d.c], *const back = &offset[s * d.c];
             gate.backward(scale, &squeezed[s * b.squeezed], sums + 4 * d.c,
-                          to.inner + s * b.squeezed, to.outer + s * d.c, back);
+                          &inner[s * b.squeezed], &outer[s * d.c], back);
             for (int64_t c = 0; c < d.c; ++c) {
                 back[c] /= static_cast<float>(pixels);
                 total[c] += sums[c] * scale[c] + sums[2 * d.c + c] * back[c];
@@ -321,7 +327,8 @@ class Backward {
     const Parts parts;
     T* const db;  // the gradient behind the gate
     Floats factor, offset;  // [n, c]: of the gate, and what its mean sends back
-    Floats squeezed;        // [n, squeezed]: inside the gate
+    Floats squeezed, hidden;  // [n, squeezed]: inside the gate, before and after its activation
+    Floats inner, outer;      // [n, squeezed], [n, c]: the gradients behind the gate's layers
     const Gate gate;
     Floats project_means, middle_means, after;
 };

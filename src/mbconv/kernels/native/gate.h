@@ -1,8 +1,11 @@
 // Squeeze-and-excitation of one sample: from the mean of each channel to its factor, and back.
 #pragma once
 
+#include <algorithm>
+
 #include "activation.h"
 #include "floats.h"
+#include "parallel.h"
 #include "simd.h"
 
 namespace mbconv {
@@ -21,6 +24,21 @@ inline void add_times(float by, const float* x, int64_t n, float* y) {
     });
 }
 
+// The gradient at the weights [m, n] and biases [m] of a layer, from what lies behind it [samples, m]
+// and before it [samples, n].
+inline void layer_gradient(const float* behind, const float* before, int64_t samples, int64_t m,
+                           int64_t n, int threads, float* weight, float* bias) {
+    parallel(m, threads, [&](int64_t i, int) {
+        float* const row = weight + i * n;
+        std::fill(row, row + n, 0.0f);
+        bias[i] = 0.0f;
+        for (int64_t s = 0; s < samples; ++s) {
+            add_times(behind[s * m + i], before + s * n, n, row);
+            bias[i] += behind[s * m + i];
+        }
+    });
+}
+
 struct Gate {
     int64_t wide, narrow;               // channels outside and inside
     const float *reduce, *reduce_bias;  // [narrow, wide], [narrow]
@@ -30,11 +48,12 @@ struct Gate {
     Floats expand;          // [narrow, wide], so that all vectors are long
 
     Gate(int64_t wide, int64_t narrow, const float* reduce, const float* reduce_bias,
-         const float* expand_rows, const float* expand_bias, int act, bool hard)
+         const float* expand_rows, const float* expand_bias, int act, bool hard, int threads)
         : wide(wide), narrow(narrow), reduce(reduce), reduce_bias(reduce_bias),
           expand_bias(expand_bias), act(act), hard(hard), expand(wide * narrow) {
-        for (int64_t i = 0; i < wide; ++i)
-            for (int64_t s = 0; s < narrow; ++s) expand[s * wide + i] = expand_rows[i * narrow + s];
+        parallel(narrow, threads, [&](int64_t s, int) {
+            for (int64_t i = 0; i < wide; ++i) expand[s * wide + i] = expand_rows[i * narrow + s];
+        });
     }
 
     // pooled [wide] -> inside before its activation and after [narrow], factors [wide].

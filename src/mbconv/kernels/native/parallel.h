@@ -16,25 +16,30 @@ namespace mbconv {
 
 // f(task, thread) for each task of 0..tasks-1. Threads take the next few whenever they are free: two
 // cores are seldom equally fast for long. What a task computes must not depend on its thread: then
-// results are the same bits for any number of threads.
+// results are the same bits for any number of threads. So one thread, too, runs the very code that
+// several do: in a copy of its own the compiler may join other products and sums to one rounding.
 template <class F>
 void parallel(int64_t tasks, int threads, F&& f) {
-    if (tasks < threads) threads = static_cast<int>(tasks);
-    if (threads <= 1) {
-        for (int64_t task = 0; task < tasks; ++task) f(task, 0);
-        return;
-    }
     struct Work {
         F& f;
         int64_t tasks, few;
         std::atomic<int64_t> next;
-    } work{f, tasks, 1 + tasks / (16 * threads), {0}};
+        void (*volatile run)(Work&, int);  // volatile: called, never copied into the caller
+    } work{f, tasks, 1, {0}, [](Work& w, int thread) {
+        for (int64_t t; (t = w.next.fetch_add(w.few, std::memory_order_relaxed)) < w.tasks;)
+            for (const int64_t end = t + w.few; t < end && t < w.tasks; ++t) w.f(t, thread);
+    }};
+    if (tasks < threads) threads = static_cast<int>(tasks);
+    if (threads <= 1) {
+        work.few = tasks;
+        if (tasks > 0) work.run(work, 0);
+        return;
+    }
+    work.few += tasks / (16 * threads);
     GOMP_parallel(
         [](void* data) {
             auto& w = *static_cast<Work*>(data);
-            const int me = omp_get_thread_num();
-            for (int64_t t; (t = w.next.fetch_add(w.few, std::memory_order_relaxed)) < w.tasks;)
-                for (const int64_t end = t + w.few; t < end && t < w.tasks; ++t) w.f(t, me);
+            w.run(w, omp_get_thread_num());
         },
         &work, threads, 0);
 }

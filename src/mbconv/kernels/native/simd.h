@@ -100,24 +100,48 @@ template <class T>
     return load(p);
 }
 
+#if defined(__AVX512F__)
+[[gnu::always_inline]] inline uint16_t mask(Some lanes) {
+    return static_cast<uint16_t>((1u << lanes.n) - 1);
+}
+
+[[gnu::always_inline]] inline vec load(const float* p, Some lanes) {
+    return (vec)_mm512_maskz_loadu_ps(mask(lanes), p);
+}
+
+[[gnu::always_inline]] inline vec load(const bf16* p, Some lanes) {
+    return from_bf16((half_vec)_mm256_maskz_loadu_epi16(mask(lanes), p));
+}
+#else
 template <class T>
 [[gnu::always_inline]] inline vec load(const T* p, Some lanes) {
     T some[LANES] = {};
     std::memcpy(some, p, lanes.n * sizeof(T));
     return load(some);
 }
+#endif
 
 template <class T>
 [[gnu::always_inline]] inline void store(T* p, vec v, All) {
     store(p, v);
 }
 
+#if defined(__AVX512F__)
+[[gnu::always_inline]] inline void store(float* p, vec v, Some lanes) {
+    _mm512_mask_storeu_ps(p, mask(lanes), (__m512)v);
+}
+
+[[gnu::always_inline]] inline void store(bf16* p, vec v, Some lanes) {
+    _mm256_mask_storeu_epi16(p, mask(lanes), (__m256i)to_bf16(v));
+}
+#else
 template <class T>
 [[gnu::always_inline]] inline void store(T* p, vec v, Some lanes) {
     T some[LANES];
     store(some, v);
     std::memcpy(p, some, lanes.n * sizeof(T));
 }
+#endif
 
 // f(first channel, lanes) for each vector of `channels`, up to `limit`.
 template <class F>
