@@ -9,7 +9,7 @@
 // `apply` then gives the gradient of x:
 //     dx = gamma * inverse * (dz - m0 - n * m1),  dz = (g * factor + offset) a'
 //
-// Order: chunk of pixels > eight pixels > channels, as in the forward pass.
+// Order: chunk of pixels > eight pixels > channels, as in the forward pass; the next eight are fetched.
 #include "activation.h"
 #include "api.h"
 #include "floats.h"
@@ -35,6 +35,8 @@ void reduce_rows(const T* x, const T* grad, int64_t rows, int64_t c, const Norm&
         const vec f = factor ? load(factor + i, lanes) : splat(1.0f);
         vec s0{}, s1{}, s2{}, s3{}, s4{};
         for (int64_t at = i; at < rows * c; at += c) {
+            __builtin_prefetch(x + at + ROWS * c);
+            if (GRAD) __builtin_prefetch(grad + at + ROWS * c);
             const vec centred = n.centred(load(x + at, lanes));
             const Both act = Act::both(n.affine(centred));
             if (GRAD) {
@@ -116,6 +118,8 @@ void apply_rows(const T* x, const T* grad, int64_t rows, int64_t c, const Norm& 
     for_vectors(c, c, [&](int64_t i, auto lanes) {
         const NormBackward<Act> back(norm, c, means, factor, offset, i, lanes);
         for (int64_t at = i; at < rows * c; at += c) {
+            __builtin_prefetch(x + at + ROWS * c);
+            if (GRAD) __builtin_prefetch(grad + at + ROWS * c);
             const vec g = GRAD ? load(grad + at, lanes) : vec{};
             store(dx + at, back(load(x + at, lanes), g), lanes);
         }
