@@ -10,6 +10,9 @@ import mbconv
 from mbconv.data.decode import decode
 from mbconv.data.source import scan
 from mbconv.data.transform import normalise, prepare
+from mbconv.training.console import Reporter
+from mbconv.training.range_test import range_test
+from mbconv.training.setup import Settings
 from mbconv.training.stem import FLOOR, patch_covariance, whiten_stem
 from mbconv.weights.model import load
 from small import SMALL, write_classes, write_model
@@ -73,3 +76,14 @@ def test_a_run_starts_from_them(tmp_path: Path) -> None:
     count = len(weight) // 2
     torch.testing.assert_close(weight[count:], -weight[:count], rtol=0, atol=1e-6)
     assert not torch.allclose(weight[count:], weight[:count])
+
+
+def test_a_range_test_starts_from_them_too(tmp_path: Path) -> None:
+    data, model = write_classes(tmp_path / "data"), write_model(tmp_path / "m.safetensors")
+    first = []
+    for change in ("true", "true", "false"):
+        changes = (f"transfer.whiten_stem={change}", "batch_size=4")
+        settings = Settings(resolution=32, changes=changes)
+        found = range_test(model, data, settings, number=1, reporter=Reporter(quiet=True))
+        first.append(found.losses[0])
+    assert first[0] == first[1] != first[2]

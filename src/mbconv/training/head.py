@@ -8,33 +8,7 @@ from mbconv.data.source import Sample
 from mbconv.measure.accuracy import Progress, collect
 from mbconv.nn.model import MBConvNet
 from mbconv.runtime.predictor import Predictor
-from mbconv.training.console import Reporter
-from mbconv.training.distributed import World
 from mbconv.training.recipe import Recipe
-
-
-def start_head(
-    model: MBConvNet,
-    samples: list[Sample],
-    recipe: Recipe,
-    reporter: Reporter,
-    dtype: torch.dtype | None = None,
-    world: World | None = None,
-) -> None:
-    """Fit the classifier, make it zero or leave it, as the recipe says, in place.
-
-    `dtype` is what the features are computed in, by default float32. The processes of a `world`
-    share that work and end with the same classifier.
-    """
-    world = world or World()
-    if recipe.transfer.head_resolution is not None:
-        at = model.preprocessing.at(recipe.transfer.head_resolution)
-        with reporter.bar(len(samples), "features") as bar:
-            predictor = world.predictor(model, dtype=dtype, preprocessing=at)
-            fit_head(predictor, samples, recipe, bar.update)
-        world.copy(model.head.classifier.state_dict().values())
-    elif recipe.transfer.zero_head:
-        zero_head(model)
 
 
 def zero_head(model: MBConvNet) -> None:

@@ -14,11 +14,11 @@ from mbconv.nn.model import MBConvNet
 from mbconv.training import setup
 from mbconv.training.console import Reporter
 from mbconv.training.diagnosis import Diverged
-from mbconv.training.head import start_head
 from mbconv.training.loop import Trainer
 from mbconv.training.machine import find_device, plain_machine
 from mbconv.training.networks import begin
 from mbconv.training.schedule import steps
+from mbconv.training.start import start_weights
 
 SMOOTHING = 0.9  # of the loss over the steps before
 WINDOW = 10  # steps that such an average spans; shorter ones are luck
@@ -100,7 +100,7 @@ def range_test(
     endless = replace(recipe.phases[0], epochs=2**31 - 1)
     recipe = replace(recipe, phases=(endless,))
     trainer = Trainer(network, recipe, plain_machine(find_device(settings.device)), number)
-    start_head(network, samples, recipe, reporter)
+    start_weights(network, samples, recipe, reporter)
     points: list[tuple[float, float]] = []
     batches = training_batches(
         Pictures(samples, recipe.augmentation),

@@ -24,7 +24,6 @@ from mbconv.training.diagnosis import Diverged, save_failed_step
 from mbconv.training.distributed import World
 from mbconv.training.failing import lost_pictures, tell_left_out
 from mbconv.training.growth import carry_over
-from mbconv.training.head import start_head
 from mbconv.training.kept import is_kept, keep, score
 from mbconv.training.loop import EpochStats, Trainer, epochs
 from mbconv.training.machine import DTYPES, Machine
@@ -32,8 +31,8 @@ from mbconv.training.plan import Plan, machine_of
 from mbconv.training.recipe import Recipe
 from mbconv.training.schedule import Step, total_steps
 from mbconv.training.stages import grow_if_due, stage
+from mbconv.training.start import start_weights
 from mbconv.training.state import load_state, save_state
-from mbconv.training.stem import whiten_stem
 from mbconv.training.teacher import find_teacher, keep_teacher
 from mbconv.training.tracking import Trackers, open_trackers
 
@@ -199,11 +198,8 @@ class Session:
         if resolution is None and not (transfer.zero_head or transfer.whiten_stem):
             return  # the average may be older than this run
         begun, samples = time.perf_counter(), list(self.dataset.splits["train"])
-        if transfer.whiten_stem:
-            whiten_stem(network, samples)
-            self.world.copy([network.stem.conv.weight])
         dtype = DTYPES[self.trainer.machine.frozen_dtype]
-        start_head(network, samples, self.recipe, self.reporter, dtype, self.world)
+        start_weights(network, samples, self.recipe, self.reporter, dtype, self.world)
         self.trainer.ema.load_state_dict(network.state_dict())
         if resolution is None:
             return
