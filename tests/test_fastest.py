@@ -128,6 +128,18 @@ def test_the_fastest_is_kept(
     assert chosen.detail["candidate"] in starred[0]
 
 
+def test_int8_is_timed_though_its_accuracy_is_known(
+    model: MBConvNet, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layers were chosen by the guard; what is opened to be timed is not asked again."""
+    pytest.importorskip("nncf")
+    monkeypatch.setattr(fastest, "_FORMS", (("openvino", "int8"),))
+    monkeypatch.setattr(fastest, "time_all", as_if({"OpenVINO, int8": 0.001}))
+    done = export_fastest(model, tmp_path / "f", data=data, max_drop=50, pictures=False)
+    assert done.exported.form == Form(runtime="openvino", precision="int8")
+    assert not [r for r in done.records if r.name == "build"]
+
+
 @pytest.mark.slow
 def test_every_runtime_and_number_format_is_measured(
     model: MBConvNet, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
