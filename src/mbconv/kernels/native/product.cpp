@@ -7,6 +7,7 @@
 // else one, in float: the 64 rows of a map of bf16 are then first copied as floats.
 #include "product.h"
 
+#include <algorithm>
 #include <type_traits>
 
 #include "api.h"
@@ -159,17 +160,19 @@ void multiply(const T* x, int64_t rows, const Matrix& m, const float* packed, in
 }  // namespace
 
 template <class T>
-Packed<T>::Packed(const Matrix& m, int threads) : shape(m) {
-    const int64_t steps = steps_of<T>(m), strips = (m.n + STRIP - 1) / STRIP;
-    numbers.resize(strips * steps * STRIP);
-    parallel(strips, threads, [&](int64_t strip, int) {
-        pack<T>(m, strip, steps, &numbers[strip * steps * STRIP]);
+Packed<T>::Packed(const Matrix& m, int threads)
+    : shape(m), numbers(1, (m.n + STRIP - 1) / STRIP * steps_of<T>(m) * STRIP) {
+    const int64_t steps = steps_of<T>(m), size = steps * STRIP;
+    parallel((m.n + STRIP - 1) / STRIP, threads, [&](int64_t strip, int) {
+        float* const own = numbers.of(0) + strip * size;
+        if ((strip + 1) * STRIP > m.n) std::fill(own, own + size, 0.0f);
+        pack<T>(m, strip, steps, own);
     });
 }
 
 template <class T>
 void Packed<T>::product(const T* x, int64_t rows, int threads, T* y) const {
-    multiply(x, rows, shape, numbers.data(), threads, y);
+    multiply(x, rows, shape, numbers.of(0), threads, y);
 }
 
 template class Packed<float>;

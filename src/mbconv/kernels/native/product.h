@@ -22,7 +22,7 @@ class Packed {
 
   private:
     Matrix shape;
-    Floats numbers;
+    Scratch<float> numbers;
 };
 
 }  // namespace mbconv

@@ -32,10 +32,11 @@ inline void join_weights(const Scratch<float>& sums, int64_t parts, int64_t m, i
     constexpr int64_t ROWS = 16;  // a cache line of the transposed
     parallel((m + ROWS - 1) / ROWS, threads, [&](int64_t task, int) {
         const int64_t first = task * ROWS, own = std::min(ROWS, m - first), count = own * n;
-        Floats total(sums.of(0) + first * n, sums.of(0) + first * n + count);
+        Floats rows(transposed ? count : 0);
+        float* const total = transposed ? rows.data() : to + first * n;
+        std::copy_n(sums.of(0) + first * n, count, total);
         for (int64_t part = 1; part < parts; ++part)
-            add_times(1.0f, sums.of(part) + first * n, count, total.data());
-        if (!transposed) std::copy(total.begin(), total.end(), to + first * n);
+            add_times(1.0f, sums.of(part) + first * n, count, total);
         for (int64_t j = 0; transposed && j < n; ++j)
             for (int64_t i = 0; i < own; ++i) to[j * m + first + i] = total[i * n + j];
     });
