@@ -81,7 +81,8 @@ struct Gate {
                   float* outer, float* means) const {
         for_vectors(wide, wide, [&](int64_t i, auto lanes) {
             const vec y = load(factors + i, lanes);
-            const vec slope = (y > 0.0f) & (y < 1.0f) ? splat(1.0f / 6.0f) : vec{};
+            const ivec between = (y > 0.0f) & (y < 1.0f);
+            const vec slope = between ? splat(1.0f / 6.0f) : vec{};
             store(outer + i, load(grad + i, lanes) * (hard ? slope : y * (1.0f - y)), lanes);
             store(means + i, vec{}, lanes);
         });

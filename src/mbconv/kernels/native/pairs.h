@@ -46,8 +46,10 @@ inline void pair_rows(const bf16* first, const bf16* second, int64_t channels, f
         halves a, b;
         std::memcpy(&a, first + i, sizeof a);
         std::memcpy(&b, second + i, sizeof b);
-        const halves low = __builtin_shuffle(a, b, lower),
-                     high = __builtin_shuffle(a, b, lower + static_cast<uint16_t>(16));
+        const auto picked = [&](halves which) {
+            return _mm512_permutex2var_epi16((__m512i)a, (__m512i)which, (__m512i)b);
+        };
+        const __m512i low = picked(lower), high = picked(lower + static_cast<uint16_t>(16));
         std::memcpy(out + i, &low, sizeof low);
         std::memcpy(out + i + 16, &high, sizeof high);
     }
