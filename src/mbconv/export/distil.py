@@ -1,7 +1,6 @@
 """INT8's last resort: weights that bear rounding, learnt from the network's own answers."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +33,7 @@ def distil(model: MBConvNet, batches: Sequence[Logits], *, steps: int = STEPS) -
     optimizer = torch.optim.Adam(network.parameters(), RATE)
     falls = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     draw = torch.Generator().manual_seed(0)
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.enter_context(rounded(layer, ranges[name]))
+    with rounded(layers, ranges):
         for _ in range(steps):
             side = torch.randint(2, (BATCH,), generator=draw)
             chosen = torch.randint(len(x), (BATCH,), generator=draw)

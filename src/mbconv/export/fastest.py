@@ -247,14 +247,15 @@ def _piece(timings: Timings, candidate: Candidate) -> int | None:
 def _figures(candidate: Candidate, timings: Timings, goal: Goal) -> Iterator[Record]:
     """The candidate's latency and throughput, or why there is none."""
     about: dict[str, Any] = {"candidate": candidate.name, "goal": goal, "chosen": candidate.chosen}
-    if candidate.made is None:
+    made = candidate.made
+    if made is None:
         about["artifact"] = False
     if candidate.comparison is not None:
         low, high = candidate.comparison.interval
         about |= {"drop": candidate.comparison.drop, "drop_low": low, "drop_high": high}
-    if candidate.made is not None and candidate.made.in_float:
-        about["in_float"] = list(candidate.made.in_float)
-    if candidate.made is not None and candidate.made.distilled:
+    if made is not None and made.in_float:
+        about["in_float"] = list(made.in_float)
+    if made is not None and made.distilled:
         about["distilled"] = True
     shown: dict[int, tuple[str, str, Callable[[float], float]]] = {
         1: ("latency", "ms", lambda s: 1e3 * s),

@@ -52,8 +52,16 @@ def input_ranges(
 
 
 @contextmanager
-def rounded(layer: nn.Module, limits: Range) -> Iterator[None]:
-    """The layer as INT8 would compute it; inside the block."""
+def rounded(layers: dict[str, nn.Module], ranges: dict[str, Range]) -> Iterator[None]:
+    """These layers as INT8 would compute them; inside the block."""
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.enter_context(_rounded(layer, ranges[name]))
+        yield
+
+
+@contextmanager
+def _rounded(layer: nn.Module, limits: Range) -> Iterator[None]:
     holder = layer.conv if isinstance(layer, FoldedConv) else layer
     low, high = min(limits[0], 0.0), max(limits[1], 0.0)
     step = max((high - low) / 255, 1e-12)

@@ -32,7 +32,7 @@ def most_sensitive(model: MBConvNet, batches: Sequence[Logits]) -> list[str]:
     with torch.no_grad():
         exact: Tensor = network(x)
         for name, layer in layers.items():
-            with rounded(layer, ranges[name]):
+            with rounded({name: layer}, ranges):
                 errors[name] = float((network(x) - exact).square().mean())
     return sorted(errors, key=lambda name: -errors[name])
 

@@ -123,8 +123,7 @@ def backward(
         if own.residual and need_dx:
             dx += grad
     found = [g if w is None else g.to(w.dtype) for g, w in zip(weights, params, strict=True)]
-    dexpand, ddepthwise, dproject, daffine, *dgate = found
-    reduce, reduce_bias, widen, widen_bias = dgate
+    dexpand, ddepthwise, dproject, daffine, reduce, reduce_bias, widen, widen_bias = found
     dx = dx.permute(0, 3, 1, 2) if need_dx else dx
     return dx, dexpand, ddepthwise, dproject, daffine, reduce, reduce_bias, widen, widen_bias
 

@@ -193,13 +193,11 @@ class Session:
 
     def start_weights(self) -> None:
         """Start stem and classifier as the recipe says; fitting the latter counts as epoch 0."""
-        network, transfer = self.trainer.model, self.recipe.transfer
-        resolution = transfer.head_resolution
-        if resolution is None and not (transfer.zero_head or transfer.whiten_stem):
-            return  # the average may be older than this run
+        network, resolution = self.trainer.model, self.recipe.transfer.head_resolution
         begun, samples = time.perf_counter(), list(self.dataset.splits["train"])
         dtype = DTYPES[self.trainer.machine.frozen_dtype]
-        start_weights(network, samples, self.recipe, self.reporter, dtype, self.world)
+        if not start_weights(network, samples, self.recipe, self.reporter, dtype, self.world):
+            return  # the average may be older than this run
         self.trainer.ema.load_state_dict(network.state_dict())
         if resolution is None:
             return

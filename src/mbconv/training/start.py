@@ -18,11 +18,11 @@ def start_weights(
     reporter: Reporter,
     dtype: torch.dtype | None = None,
     world: World | None = None,
-) -> None:
+) -> bool:
     """Whiten the stem or leave it; fit the classifier, make it zero or leave it; all in place.
 
     `dtype` is what the classifier's features are computed in, by default float32. The processes of
-    a `world` share that work and end with the same weights.
+    a `world` share that work and end with the same weights. Returns whether anything was set.
     """
     world, transfer = world or World(), recipe.transfer
     if transfer.whiten_stem:
@@ -36,3 +36,4 @@ def start_weights(
         world.copy(model.head.classifier.state_dict().values())
     elif transfer.zero_head:
         zero_head(model)
+    return transfer.whiten_stem or transfer.zero_head or transfer.head_resolution is not None

@@ -202,7 +202,7 @@ class Backward {
         }
         if (b.spread) std::copy(b.spread, b.spread + b.in, less.begin());
         std::fill(less.begin() + 3 * b.in, less.end(), 0.0f);  // x - mean(x), as a norm
-        const Packed<T> weight(anew(), threads),
+        const Packed<T> weight(again(), threads),
             back({scaled.data(), d.c, b.in, b.in, 1}, threads);
         const int64_t wide = parts.size * into * d.c;
         const Scratch<T> expanded(parts.workers(), e ? 0 : wide), gradients(parts.workers(), wide),
@@ -275,17 +275,17 @@ class Backward {
     void depthwise_then_expansion() {
         after = norms.rows(DEPTHWISE);
         const Floats norm = norms.rows(EXPANSION);
-        const Packed<T> weight(anew(), threads),
+        const Packed<T> weight(again(), threads),
             back({b.expand, d.c, b.in, b.in, 1}, threads);
         const Scratch<T> scratch(parts.workers(), parts.size * into * d.c);
-        T *const dz = static_cast<T*>(to.behind_norm), *const again = static_cast<T*>(to.expanded);
-        const T* const map = e ? e : again;
+        T *const dz = static_cast<T*>(to.behind_norm), *const anew = static_cast<T*>(to.expanded);
+        const T* const map = e ? e : anew;
         Sums found(parts.count(), 2 * d.c);
         const Scratch<float> weights(parts.count(), taps() * d.c),
             expand(parts.count(), b.in * d.c);
         parts.each([&](const Parts::Part& part, int) {
             const int64_t first = part.first * into, at = first * d.c;
-            if (!e) weight.product(x + first * b.in, part.count * into, parts.inner, again + at);
+            if (!e) weight.product(x + first * b.in, part.count * into, parts.inner, anew + at);
             depthwise_part(part, map + at, norm.data(), dz + at, weights.of(part.number),
                            found.of(part.number));
         });
@@ -305,10 +305,10 @@ class Backward {
         join_weights(expand, parts.count(), b.in, d.c, true, threads, to.expand);
     }
 
-    // The expansion's weight where its output was not kept.
-    Matrix anew() const { return e ? Matrix{} : Matrix{b.expand, b.in, d.c, 1, b.in}; }
+    // What computes the expansion again; nothing where its output was kept.
+    Matrix again() const { return e ? Matrix{} : Matrix{b.expand, b.in, d.c, 1, b.in}; }
 
-    // The same as exact as maps are multiplied with it.
+    // The expansion's weight, as exact as maps are multiplied with it.
     Floats rounded_weight() const {
         Floats w(d.c * b.in);
         for_vectors(d.c * b.in, d.c * b.in, [&](int64_t i, auto lanes) {

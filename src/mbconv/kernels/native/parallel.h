@@ -20,22 +20,18 @@ namespace mbconv {
 // several do: in a copy of its own the compiler may join other products and sums to one rounding.
 template <class F>
 void parallel(int64_t tasks, int threads, F&& f) {
+    if (tasks < threads) threads = static_cast<int>(tasks);
+    const bool alone = threads <= 1;
     struct Work {
         F& f;
         int64_t tasks, few;
         std::atomic<int64_t> next;
         void (*volatile run)(Work&, int);  // volatile: called, never copied into the caller
-    } work{f, tasks, 1, {0}, [](Work& w, int thread) {
+    } work{f, tasks, alone ? tasks : 1 + tasks / (16 * threads), {0}, [](Work& w, int thread) {
         for (int64_t t; (t = w.next.fetch_add(w.few, std::memory_order_relaxed)) < w.tasks;)
             for (const int64_t end = t + w.few; t < end && t < w.tasks; ++t) w.f(t, thread);
     }};
-    if (tasks < threads) threads = static_cast<int>(tasks);
-    if (threads <= 1) {
-        work.few = tasks;
-        if (tasks > 0) work.run(work, 0);
-        return;
-    }
-    work.few += tasks / (16 * threads);
+    if (alone) return work.run(work, 0);
     GOMP_parallel(
         [](void* data) {
             auto& w = *static_cast<Work*>(data);

@@ -129,9 +129,11 @@ int64_t steps_of(const Matrix& m) {
     return (m.k + STEP<T> - 1) / STEP<T>;
 }
 
+int64_t strips_of(const Matrix& m) { return (m.n + STRIP - 1) / STRIP; }
+
 template <class T>
 void multiply(const T* x, int64_t rows, const Matrix& m, const float* packed, int threads, T* y) {
-    const int64_t steps = steps_of<T>(m), strips = (m.n + STRIP - 1) / STRIP;
+    const int64_t steps = steps_of<T>(m), strips = strips_of(m);
     constexpr bool COPIED = !std::is_same_v<Multiplied<T>, T>;
     const Scratch<float> copies(threads, COPIED ? BLOCK * m.k : 0);
     parallel((rows + BLOCK - 1) / BLOCK, threads, [&](int64_t task, int thread) {
@@ -161,9 +163,9 @@ void multiply(const T* x, int64_t rows, const Matrix& m, const float* packed, in
 
 template <class T>
 Packed<T>::Packed(const Matrix& m, int threads)
-    : shape(m), numbers(1, (m.n + STRIP - 1) / STRIP * steps_of<T>(m) * STRIP) {
+    : shape(m), numbers(1, strips_of(m) * steps_of<T>(m) * STRIP) {
     const int64_t steps = steps_of<T>(m), size = steps * STRIP;
-    parallel((m.n + STRIP - 1) / STRIP, threads, [&](int64_t strip, int) {
+    parallel(strips_of(m), threads, [&](int64_t strip, int) {
         float* const own = numbers.of(0) + strip * size;
         if ((strip + 1) * STRIP > m.n) std::fill(own, own + size, 0.0f);
         pack<T>(m, strip, steps, own);
