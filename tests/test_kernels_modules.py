@@ -23,8 +23,8 @@ from mbconv.arch.spec import Spec, Stage
 from mbconv.errors import UserError
 from mbconv.kernels import dispatch, native
 from mbconv.kernels.block import block as block_operator
+from mbconv.kernels.conv_norm_act import conv_norm_act
 from mbconv.kernels.depthwise import depthwise
-from mbconv.kernels.norm import norm_act, norm_act_pool
 from mbconv.nn import ConvNormAct, MBConvBlock, MBConvNet, build
 
 Grads = dict[str, Tensor]
@@ -201,7 +201,7 @@ PICTURES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 def test_every_part_of_a_network_is_fused() -> None:
     kernels.use("reference")
     model = small_net().train()
-    assert operators(lambda: model(PICTURES)) == {"norm_act", "block", "norm_act_pool"}
+    assert operators(lambda: model(PICTURES)) == {"conv_norm_act", "block"}
     for part in model.modules():
         part.train(not isinstance(part, nn.BatchNorm2d))
     assert operators(lambda: model(PICTURES)) == {"block"}
@@ -454,10 +454,13 @@ def numbers(*shape: int) -> Tensor:
 @pytest.mark.parametrize("act", FUSED_ACTS)
 def test_gradients_of_the_reference(act: str) -> None:
     torch.manual_seed(0)
-    x, affine = numbers(3, 4, 3, 5), numbers(2, 4)
+    x = numbers(3, 4, 3, 5)
     check = torch.autograd.gradcheck
-    assert check(lambda *a: norm_act(*a, act, 1e-3)[0], (x, affine))
-    assert check(lambda *a: norm_act_pool(*a, act, 1e-3)[0], (x, affine))
+    for triple in ([1, 1, 0, 0, 1], [3, 2, 1, 1, 1]):
+        weights = numbers(2, 4, triple[0], triple[0]), numbers(2, 2)
+        for pooled in (False, True):
+            rest = (act, triple, 1e-3, pooled)
+            assert check(lambda *a, rest=rest: conv_norm_act(*a, *rest)[0], (x, *weights))
     for geometry in ([3, 1, 1, 1], [5, 2, 1, 2], [3, 2, 0, 1]):
         weight = numbers(4, 1, geometry[0], geometry[0])
         assert check(lambda *a, g=geometry: depthwise(*a, g), (x, weight, numbers(4)))
@@ -504,9 +507,11 @@ def test_operators_keep_torchs_rules(dtype: torch.dtype) -> None:
     x = torch.randn(2, 4, 6, 5, dtype=dtype, requires_grad=True)
     affine = torch.randn(2, 4, dtype=dtype, requires_grad=True)
     weight = torch.randn(4, 1, 3, 3, dtype=dtype, requires_grad=True)
+    head = torch.randn(4, 4, 1, 1, dtype=dtype, requires_grad=True)
+    stem = torch.randn(4, 4, 3, 3, dtype=dtype, requires_grad=True)
     calls: list[tuple[Any, list[Any]]] = [
-        (norm_act, [x, affine, "silu", 1e-3]),
-        (norm_act_pool, [x, affine, "silu", 1e-3]),
+        (conv_norm_act, [x, head, affine, "silu", [1, 1, 0, 0, 1], 1e-3, True]),
+        (conv_norm_act, [x.detach(), stem, affine, "silu", [3, 2, 1, 1, 1], 1e-3, False]),
         (depthwise, [x, weight, None, [3, 2, 1, 1]]),
         (block_operator, block_arguments(dtype, gate=True, frozen=False, lean=False)),
         (block_operator, block_arguments(dtype, gate=False, frozen=True, lean=True)),

@@ -19,6 +19,7 @@ from mbconv.kernels.dispatch import backend
 from mbconv.kernels.middle import convolve, convolve_backward
 from mbconv.kernels.native_block import Parameters
 from mbconv.kernels.norm import channels_last, wide
+from mbconv.kernels.operator import differentiate, fake, operator
 from mbconv.kernels.parts import (
     Gate,
     Norms,
@@ -33,7 +34,7 @@ from mbconv.kernels.parts import (
 from mbconv.kernels.reference import Geometry
 
 
-@torch.library.custom_op("mbconv::block", mutates_args=())
+@operator
 def block(
     x: Tensor,
     expand: Tensor | None,
@@ -113,7 +114,7 @@ def block(
     )
 
 
-@torch.library.custom_op("mbconv::block_backward", mutates_args=())
+@operator
 def block_backward(
     grad: Tensor,
     x: Tensor,
@@ -196,7 +197,7 @@ def _empty_map(x: Tensor, height: int, width: int, channels: int) -> Tensor:
     return x.new_empty(x.shape[0], height, width, channels)
 
 
-@block.register_fake
+@fake(block)
 def _(x, expand, depthwise, project, affine, running, gate_reduce, gate_reduce_bias,  # type: ignore[no-untyped-def]
       gate_expand, gate_expand_bias, keep, act, gate_act, gate_sigmoid, geometry, eps, residual,
       lean):  # fmt: skip
@@ -217,7 +218,7 @@ def _(x, expand, depthwise, project, affine, running, gate_reduce, gate_reduce_b
     )
 
 
-@block_backward.register_fake
+@fake(block_backward)
 def _(grad, x, expand, depthwise, project, affine, statistics, gate_reduce, gate_reduce_bias,  # type: ignore[no-untyped-def]
       gate_expand, gate_expand_bias, keep, e, d, p, pooled, spread, act, gate_act,
       gate_sigmoid, geometry, eps, residual, frozen, need_dx):  # fmt: skip
@@ -246,7 +247,7 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _grad(ctx, grad, *_):  # type: ignore[no-untyped-def]
-    needs = ctx.needs_input_grad
+    needs = ctx.needs_input_grad[1:]
     if grad is None:
         return (None,) * len(needs)
     dx, dexpand, ddepthwise, dproject, daffine, *dgate = block_backward(
@@ -257,7 +258,7 @@ def _grad(ctx, grad, *_):  # type: ignore[no-untyped-def]
     return *given, *[None] * (len(needs) - len(grads))
 
 
-block.register_autograd(_grad, setup_context=_setup)
+differentiate(block, _grad, _setup)
 
 
 @register_flop_formula(torch.ops.mbconv.block)

@@ -8,10 +8,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from mbconv.kernels.dispatch import backend
 from mbconv.kernels.norm import channels_last, wide
+from mbconv.kernels.operator import differentiate, fake, operator
 from mbconv.kernels.reference import Geometry
 
 
-@torch.library.custom_op("mbconv::depthwise", mutates_args=())
+@operator
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[int]) -> Tensor:
     """Depthwise convolution, [N, C, H, W] -> [N, C, ceil(H/stride), ceil(W/stride)].
 
@@ -27,7 +28,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[int
     return result
 
 
-@torch.library.custom_op("mbconv::depthwise_backward", mutates_args=())
+@operator
 def depthwise_backward(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: list[int]
 ) -> tuple[Tensor, Tensor]:
@@ -38,13 +39,13 @@ def depthwise_backward(
     return dx.permute(0, 3, 1, 2), dw.to(weight.dtype)
 
 
-@depthwise.register_fake
+@fake(depthwise)
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[int]) -> Tensor:
     n, c, h, w = x.shape
     return x.new_empty(n, *Geometry(*geometry).output(h, w), c).permute(0, 3, 1, 2)
 
 
-@depthwise_backward.register_fake
+@fake(depthwise_backward)
 def _(grad: Tensor, x: Tensor, weight: Tensor, geometry: list[int]) -> tuple[Tensor, Tensor]:
     n, c, h, w = x.shape
     dw = torch.empty_like(weight, memory_format=torch.contiguous_format)
@@ -59,12 +60,12 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _grad(ctx, grad):  # type: ignore[no-untyped-def]
     dx, dw = depthwise_backward(grad, *ctx.saved_tensors, ctx.geometry)
-    learns = ctx.bias_dtype is not None and ctx.needs_input_grad[2]
+    learns = ctx.bias_dtype is not None and ctx.needs_input_grad[3]  # the first is no input of ours
     db = grad.sum((0, 2, 3), dtype=ctx.bias_dtype) if learns else None
     return dx, dw, db, None
 
 
-depthwise.register_autograd(_grad, setup_context=_setup)
+differentiate(depthwise, _grad, _setup)
 
 
 @register_flop_formula(torch.ops.mbconv.depthwise)

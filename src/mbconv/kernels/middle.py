@@ -29,7 +29,7 @@ def convolve(
     statistics: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Convolution of act(norm(x)), of x without norm; with `statistics` its output's moments."""
-    if not is_dense(weight):
+    if _is_depthwise(x, weight):
         own = weight.to(wide(x)).contiguous()
         found: tuple[Tensor, Tensor | None] = k.depthwise(
             x, norm, act, own, place, statistics=statistics
@@ -58,7 +58,7 @@ def convolve_backward(
     need_dx: bool,
 ) -> tuple[Tensor, Tensor]:
     """`grad`, that of what came `after`, -> gradients at x and at the weight; without norm."""
-    if not is_dense(weight):
+    if _is_depthwise(x, weight):
         own = weight.to(wide(x)).contiguous()
         dx, dw, _ = k.depthwise_backward(x, grad, None, act, own, place, after)
         return dx, dw
@@ -82,6 +82,10 @@ def dense_backward(
     if padding == two:
         dx = dx[:, :, place.top :, place.left :][:, :, : x.shape[1], : x.shape[2]]
     return dx.to(x.dtype).permute(0, 2, 3, 1).contiguous(), dw.contiguous()
+
+
+def _is_depthwise(x: Tensor, weight: Tensor) -> bool:
+    return weight.shape[:2] == (x.shape[3], 1)
 
 
 def _format(x: Tensor) -> torch.dtype:

@@ -20,7 +20,7 @@ from torch import Tensor
 from mbconv.kernels import reference
 from mbconv.kernels.reference import ACTIVATIONS, Act, After, Geometry
 
-INTERFACE = 8  # of the compiled functions, as native/interface.cpp has it
+INTERFACE = 9  # of the compiled functions, as native/interface.cpp has it
 FOLDER = Path(__file__).with_name("native")
 # By preference; what a processor must have, by the names of /proc/cpuinfo.
 INSTRUCTION_SETS: dict[str, frozenset[str]] = {

@@ -70,7 +70,7 @@ class Head(nn.Module):
 
     def pooled(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, classifier.in_features], before dropout."""
-        mean = fused.conv_norm_act_mean(self.conv, x) if self.pool.kind == "avg" else None
+        mean = fused.conv_norm_act(self.conv, x, pooled=True) if self.pool.kind == "avg" else None
         y: Tensor = self.pool(self.conv(x)) if mean is None else mean
         return y if self.hidden is None else self.hidden(y)
 
@@ -105,11 +105,13 @@ class MBConvNet(nn.Module):
         self.stages = nn.Sequential(*(nn.Sequential(*blocks) for blocks in stages))
         self.head = Head(spec)
 
+    @fused.update_together
     def forward(self, x: Tensor) -> Tensor:
         """Normalised pictures [N, in_channels, H, W], any H and W -> logits [N, num_classes]."""
         y: Tensor = self.head(self.stages(self.stem(x)))
         return y
 
+    @fused.update_together
     def features(self, x: Tensor, taps: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The maps by name, in order: `stem`, then `stage1`, `stage2` and so on.
 
@@ -130,6 +132,7 @@ class MBConvNet(nn.Module):
                 maps[name] = x
         return maps
 
+    @fused.update_together
     def pooled(self, x: Tensor) -> Tensor:
         """Normalised pictures -> [N, head.classifier.in_features]: what the dropout is given."""
         return self.head.pooled(self.stages(self.stem(x)))

@@ -8,35 +8,6 @@
 namespace mbconv {
 namespace {
 
-// Statistics of a map whose parts are taken one by one.
-class Moments {
-  public:
-    Moments(int64_t parts, int64_t channels) : channels(channels), found(parts * 2 * channels) {}
-    float* mean(int64_t part) { return &found[part * 2 * channels]; }
-    float* variance(int64_t part) { return mean(part) + channels; }
-
-    // All parts as one; the last may have fewer samples.
-    void join(const Parts& parts, int64_t samples, float* mean_of_all, float* variance_of_all) {
-        std::vector<double> share(parts.count());
-        for (int64_t i = 0; i < parts.count(); ++i)
-            share[i] = double(std::min(parts.size, samples - i * parts.size)) / double(samples);
-        for (int64_t c = 0; c < channels; ++c) {
-            double middle = 0, square = 0;
-            for (size_t i = 0; i < share.size(); ++i) middle += share[i] * mean(i)[c];
-            for (size_t i = 0; i < share.size(); ++i) {
-                const double gap = mean(i)[c] - middle;
-                square += share[i] * (variance(i)[c] + gap * gap);
-            }
-            mean_of_all[c] = static_cast<float>(middle);
-            variance_of_all[c] = static_cast<float>(square);
-        }
-    }
-
-  private:
-    int64_t channels;
-    Floats found;
-};
-
 template <class T>
 class Forward {
   public:

@@ -5,13 +5,10 @@
 // the sums of its backward), so that what one step writes the next one reads from the second cache.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-
 #include "api.h"
-#include "floats.h"
 #include "gate.h"
-#include "parallel.h"
+#include "parts.h"
+#include "passes.h"
 #include "product.h"
 
 namespace mbconv {
@@ -51,55 +48,13 @@ class Norms {
 
     Floats rows(int back) const {
         const int64_t c = back ? b.middle.c : b.out, at = begin(back);
-        Floats norm(4 * c);
-        for (int64_t i = 0; i < c; ++i) {
-            norm[i] = mean(back)[i];
-            norm[c + i] = 1.0f / std::sqrt(variance(back)[i] + static_cast<float>(b.eps));
-            norm[2 * c + i] = b.affine[at + i];
-            norm[3 * c + i] = b.affine[total + at + i];
-        }
-        return norm;
+        return norm_rows(mean(back), variance(back), b.affine + at, b.affine + total + at, b.eps, c);
     }
 
   private:
     const Block& b;
 };
 constexpr int EXPANSION = 2, DEPTHWISE = 1, PROJECTION = 0;  // convolutions before the last
-
-// Runs of samples. What they are does not depend on the threads.
-class Parts {
-  public:
-    // `bytes` of a sample's widest map; the more samples a part has, the fewer sums are to be joined.
-    Parts(int64_t samples, int64_t bytes, int threads) : samples(samples) {
-        int64_t wanted = 1;
-        while (wanted < LEAST || wanted * CACHE < samples * bytes) wanted *= 2;
-        size = (samples + wanted - 1) / wanted;
-        const bool many = count() >= threads;
-        outer = many ? threads : 1;
-        inner = many ? 1 : threads;
-    }
-    int64_t count() const { return (samples + size - 1) / size; }
-    int64_t size;
-    int inner;  // threads within a part
-
-    struct Part {
-        int64_t number, first, count;
-    };
-    // f(part, thread) for each
-    template <class F>
-    void each(F&& f) const {
-        parallel(count(), outer, [&](int64_t number, int thread) {
-            const int64_t first = number * size;
-            f(Part{number, first, std::min(size, samples - first)}, thread);
-        });
-    }
-    int workers() const { return outer; }
-
-  private:
-    static constexpr int64_t CACHE = 1 << 20, LEAST = 4;
-    int64_t samples;
-    int outer;
-};
 
 inline Depthwise of_part(Depthwise d, int64_t samples) {
     d.n = samples;
@@ -122,29 +77,3 @@ inline Floats spread_keep(const Block& b, int64_t first, int64_t count) {
 inline const float* or_null(const Floats& v) { return v.empty() ? nullptr : v.data(); }
 
 }  // namespace mbconv
-
-// What the other files offer.
-MBCONV_API void mbconv_covariance(const void* x, int half, const mbconv::Map*, int threads,
-                                  float* mean, float* result);
-MBCONV_API void mbconv_moments(const void* x, int half, const mbconv::Map*, int threads,
-                               float* mean, float* variance);
-MBCONV_API void mbconv_normalise(const void* x, int half, const mbconv::Map*, const float* norm,
-                                 int act, const float* factor, const void* addend, int threads,
-                                 void* y);
-MBCONV_API void mbconv_pool(const void* x, int half, const mbconv::Map*, const float* norm, int act,
-                            int threads, float* mean, void* y);
-MBCONV_API void mbconv_reduce(const void* x, const void* grad, int half, const mbconv::Map*,
-                              const float* norm, int act, int gated, const float* factor,
-                              int threads, float* sums, void* y);
-MBCONV_API void mbconv_apply(const void* x, const void* grad, int half, const mbconv::Map*,
-                             const float* norm, int act, const float* factor, const float* offset,
-                             const float* means, int threads, void* dx);
-MBCONV_API int mbconv_depthwise(const void* x, int half, const mbconv::Depthwise*, const float* norm,
-                                int act, const float* weight, const float* bias, int threads,
-                                void* y, float* mean, float* variance);
-MBCONV_API int mbconv_depthwise_backward(const void* x, const void* grad, int half,
-                                         const mbconv::Depthwise*, const float* norm, int act,
-                                         const float* weight, const void* y, const float* y_norm,
-                                         const float* means, const float* factor,
-                                         const float* offset, int threads, void* dz, float* dw,
-                                         float* sums);

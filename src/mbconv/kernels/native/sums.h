@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "block.h"
+#include "gate.h"
+#include "parts.h"
 
 namespace mbconv {
 

@@ -69,21 +69,24 @@ template <class T>
 void strip_of(const float* narrow, const T* b, int64_t rows, int64_t m, int64_t n, int64_t begin,
               float* result) {
     const int64_t own = std::min(STRIP, n - begin), width = padded(m);
-    Floats sums(width * STRIP, 0.0f), wide(TILE / STEP<T> * STRIP, 0.0f);
+    Floats sums(width * STRIP, 0.0f);
+    const Scratch<float> rows_of_b(1, TILE / STEP<T> * STRIP);  // lanes beyond n give sums nobody reads
+    float* const wide = rows_of_b.of(0);
     for (int64_t first = 0; first < rows; first += TILE) {
         const int64_t count = std::min(TILE, rows - first), steps = (count + STEP<T> - 1) / STEP<T>;
-        copy_rows(b + first * n + begin, count, n, own, STRIP, wide.data());
+        copy_rows(b + first * n + begin, count, n, own, STRIP, wide);
         for (int64_t i = 0; i < m; i += ROWS)
-            add_products<T>(narrow + first / STEP<T> * width + i, width, wide.data(), steps,
+            add_products<T>(narrow + first / STEP<T> * width + i, width, wide, steps,
                             &sums[i * STRIP]);
-        if ((first + TILE) % FLUSH && first + TILE < rows) continue;
+        const bool last = first + TILE >= rows;
+        if ((first + TILE) % FLUSH && !last) continue;
         for (int64_t i = 0; i < m; ++i)
             for_vectors(own, STRIP, [&](int64_t j, auto lanes) {
                 float* const to = result + i * n + begin + j;
                 const vec sum = load(&sums[i * STRIP + j], lanes);
                 store(to, first < FLUSH ? sum : load(to, lanes) + sum, lanes);
             });
-        std::fill(sums.begin(), sums.end(), 0.0f);
+        if (!last) std::fill(sums.begin(), sums.end(), 0.0f);
     }
 }
 

@@ -1,0 +1,91 @@
+"""Convolution, batch norm and activation in C++: what `conv_norm_act` computes, as two calls."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from mbconv.kernels.native import run
+from mbconv.kernels.parts import nothing
+from mbconv.kernels.reference import ACTIVATIONS, Act, Geometry
+
+PATCH = 64  # numbers that an output sees: more would be copied than multiplying them takes
+
+
+class _Convolution(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in (
+            "n", "h", "w", "in", "oh", "ow", "out", "kernel", "stride", "top", "left", "half",
+            "act", "threads",
+        )),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "affine", "c", "statistics")),
+    ]  # fmt: skip
+
+
+def fit(x: Tensor, weight: Tensor, place: Geometry, need_dx: bool = False) -> bool:
+    """Whether compiled code takes the convolution; pairs of bf16 are multiplied."""
+    out, channels, kernel, _ = weight.shape
+    if channels != x.shape[1] or place.dilation > 1:
+        return False
+    if kernel == place.stride == 1:
+        return x.dtype == torch.float32 or channels % 2 == out % 2 == 0
+    return kernel > 1 and not need_dx and channels * kernel**2 <= PATCH
+
+
+def forward(
+    x: Tensor, weight: Tensor, affine: Tensor, act: Act, place: Geometry, eps: float, pooled: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`conv_norm_act` of the map x [N, H, W, C]."""
+    n, out = x.shape[0], weight.shape[0]
+    c = x.new_empty(n, *place.output(*x.shape[1:3]), out)
+    statistics = x.new_empty(2, out, dtype=torch.float32)
+    shape, kept = _shape(x, weight, affine, c, statistics, act, place, eps)
+    if pooled:
+        mean = x.new_empty(n, out, dtype=torch.float32)
+        run("convolution", shape, None, mean)
+        y = mean.to(x.dtype)
+    else:
+        y = torch.empty_like(c)
+        run("convolution", shape, y, None)
+        y = y.permute(0, 3, 1, 2)
+    del kept
+    return y, c, statistics
+
+
+def backward(
+    x: Tensor, weight: Tensor, affine: Tensor, c: Tensor, statistics: Tensor, act: Act,
+    place: Geometry, eps: float, grad: Tensor | None, offset: Tensor | None, need_dx: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`conv_norm_act_backward`; grad [N, H', W', C'], or offset [N, C'] for each pixel."""
+    shape, kept = _shape(x, weight, affine, c, statistics.contiguous(), act, place, eps)
+    dx = torch.empty_like(x) if need_dx else None
+    dweight = torch.empty_like(weight, dtype=torch.float32)  # lies in memory as the weight does
+    rows = dweight.permute(0, 2, 3, 1)
+    if not rows.is_contiguous():
+        rows = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    daffine = torch.empty_like(affine, dtype=torch.float32)
+    run("convolution_backward", shape, grad, offset, dx, rows, daffine)
+    del kept
+    if rows.data_ptr() != dweight.data_ptr():
+        dweight.copy_(rows.permute(0, 3, 1, 2))
+    return (
+        nothing(x) if dx is None else dx.permute(0, 3, 1, 2),
+        dweight.to(weight.dtype),
+        daffine.to(affine.dtype),
+    )
+
+
+def _shape(
+    x: Tensor, weight: Tensor, affine: Tensor, c: Tensor, statistics: Tensor, act: Act,
+    place: Geometry, eps: float,
+) -> tuple[_Convolution, list[Tensor]]:  # fmt: skip
+    """The structure, and the tensors it points into."""
+    rows = weight.permute(0, 2, 3, 1).float().contiguous()
+    kept = [x, rows, affine.float().contiguous(), c, statistics]
+    half, threads = x.dtype == torch.bfloat16, torch.get_num_threads()
+    numbers = (*x.shape, *c.shape[1:], place.kernel, place.stride, place.top, place.left,
+               half, ACTIVATIONS.index(act), threads)  # fmt: skip
+    assert all(tensor.is_contiguous() for tensor in kept)
+    addresses = (tensor.data_ptr() for tensor in kept)
+    return _Convolution(*map(int, numbers), eps, *addresses), kept
