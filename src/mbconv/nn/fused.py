@@ -53,9 +53,10 @@ def conv_norm_act(module: "ConvNormAct", x: Tensor, *, pooled: bool = False) -> 
 
     `pooled`: the mean over the pixels, [N, C']; the map itself is never written.
     """
-    dtype, conv, norm = _dtype(x), module.conv, module.norm
+    dtype = _dtype(x)
     if not (_computes(x) and kernels.applies(x, dtype) and strange_triple(module) is None):
         return None
+    conv, norm = module.conv, module.norm
     place = Geometry(*_geometry(conv, x))
     count = x.shape[0] * prod(place.output(*x.shape[2:]))
     if not norm.training or count == 1 or not (conv.groups == 1 or is_depthwise(conv)):
