@@ -21,7 +21,10 @@ FLAGS = [
     "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=fast",
     "-fno-math-errno", "-fno-trapping-math",
 ]  # fmt: skip
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"]
+AVX512 = [
+    "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma",
+    "-mtune=icelake-server",  # 1% of a training step, also on Zen 4
+]  # fmt: skip
 SETS: dict[str, dict[str, list[str]]] = {  # by the processor's family
     "x86_64": {
         "avx512_bf16": [*AVX512, "-mavx512bf16"],

@@ -109,7 +109,7 @@ template <class T>
 using Activate = void (*)(const T*, const Grid&, int64_t, const Norm&, int64_t, float*);
 
 template <int K, int S, class T>
-void sweep(const T* x, const Depthwise& d, const Task& task, const float* norm,
+void sweep(const T* x, const Depthwise& d, const Task& task, int64_t sample, const float* norm,
            Activate<T> activate, const float* weight, const float* bias, float* scratch, Sums* sums,
            T* y) {
     const Grid in = task.in(d), target = task.out(d);
@@ -117,11 +117,10 @@ void sweep(const T* x, const Depthwise& d, const Task& task, const float* norm,
     const int64_t outputs = rounded_up(d.ow, STRIP), width = columns(d), row_size = width * GROUP;
     float* const zeros = scratch + K * row_size;
     float* const out = zeros + row_size;
-    float* const weights = out + outputs * GROUP;
+    const float* const weights = weight + task.group * K * K * GROUP;
     if (d.dilation > 1) std::fill(scratch, out, 0.0f);  // the last task's grid may be wider
-    load_weights(weight + begin * K * K, K * K, channels, weights);
-    x += task.sample * d.h * d.w * d.c + begin;
-    y += task.sample * d.oh * d.ow * d.c + begin;
+    x += sample * d.h * d.w * d.c + begin;
+    y += sample * d.oh * d.ow * d.c + begin;
     int64_t loaded = 0;
     for (int64_t oh = 0; oh < target.h; ++oh) {
         const int64_t top = oh * S - above;
@@ -141,12 +140,13 @@ void sweep(const T* x, const Depthwise& d, const Task& task, const float* norm,
             const vec start = bias ? load(bias + begin + lane, lanes) : vec{};
             convolve_row<K, S>(rows, weights + lane, start, target.w, out + part(lane, outputs));
         });
-        store_row(out, target, channels, outputs, oh == 0, sums, y + target.at(oh));
+        store_row(out, target, channels, outputs, oh == 0 && sample == task.first, sums,
+                  y + target.at(oh));
     }
 }
 
 int64_t scratch_size(const Depthwise& d) {
-    return ((d.kernel + 1) * columns(d) + rounded_up(d.ow, STRIP) + d.kernel * d.kernel) * GROUP;
+    return ((d.kernel + 1) * columns(d) + rounded_up(d.ow, STRIP)) * GROUP;
 }
 
 void join(const AllSums& sums, const Depthwise& d, float* mean, float* variance) {
@@ -154,7 +154,7 @@ void join(const AllSums& sums, const Depthwise& d, float* mean, float* variance)
     for (int64_t number = 0; number < Task::count(d); ++number) {
         const Task task(d, number);
         const Grid grid = task.out(d);
-        const double n = static_cast<double>(grid.h * grid.w);
+        const double n = static_cast<double>(grid.h * grid.w * (task.end - task.first));
         if (!n) continue;  // a phase beyond a tiny map
         const int64_t begin = task.group * GROUP;
         for (int64_t c = begin; c < d.c && c < begin + GROUP; ++c) {
@@ -177,12 +177,15 @@ bool depthwise(const T* x, const Depthwise& d, const float* norm, int act, const
     const int64_t tasks = Task::count(d), size = scratch_size(d);
     AllSums sums(mean ? tasks : 0);  // zeros
     Floats scratch(threads * size, 0.0f);
+    const Floats weights = grouped(weight, d.kernel * d.kernel, d.c);
     Activate<T> activate = nullptr;
     with_activation<T>(act, [&](auto kind) { activate = activate_row<decltype(kind), T>; });
     const bool known = with_geometry(d.kernel, d.stride, [&](auto k, auto s) {
-        parallel(tasks, threads, [&](int64_t task, int thread) {
-            sweep<k, s>(x, d, Task(d, task), norm, activate, weight, bias, &scratch[thread * size],
-                        mean ? &sums[task] : nullptr, y);
+        parallel(tasks, threads, [&](int64_t number, int thread) {
+            const Task task(d, number);
+            for (int64_t sample = task.first; sample < task.end; ++sample)
+                sweep<k, s>(x, d, task, sample, norm, activate, weights.data(), bias,
+                            &scratch[thread * size], mean ? &sums[number] : nullptr, y);
         });
     });
     if (known && mean) join(sums, d, mean, variance);

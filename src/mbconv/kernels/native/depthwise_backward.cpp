@@ -7,7 +7,7 @@
 // used twice while it is in a register: times the weight for dz, times the activation for the
 // weight's gradient. At stride 2 the columns of one parity ("phase") meet the same taps, so that
 // which tap goes with which column is known when this is compiled. The gradients of the weights
-// and the sums are kept a task, and joined in double in the samples' order.
+// and the sums are kept a task, and joined in double in the tasks' order.
 //
 // Where the convolution's output y has gone through norm, activation and gate (`After`), g is the
 // gradient behind those: rows of g and y become the gradient at y when they enter the ring.
@@ -97,10 +97,9 @@ struct After {
 
 template <class Act, class T>
 void grad_row(const T* y, const T* g, const After<T>& after, const Grid& grid, int64_t c,
-              const Task& task, int64_t columns, float* row) {
+              int64_t begin, int64_t sample, int64_t columns, float* row) {
     const Norm norm(after.norm, c);
-    const auto own = [&](const float* all) { return all ? all + task.sample * c : nullptr; };
-    const int64_t begin = task.group * GROUP;
+    const auto own = [&](const float* all) { return all ? all + sample * c : nullptr; };
     for_lanes(c - begin, [&](int64_t lane, auto lanes) {
         const NormBackward<Act> back(norm, c, after.means, own(after.factor), own(after.offset),
                                      begin + lane, lanes);
@@ -151,7 +150,7 @@ struct Layout {
         const int64_t read = left / d.stride + strips * STRIP;
         grad_row = (grad_margin + (read > d.ow ? read : d.ow)) * GROUP;
         weights = d.kernel * d.kernel * GROUP;
-        total = 4 * row + d.kernel * grad_row + 2 * weights;
+        total = 4 * row + d.kernel * grad_row + weights;
     }
 };
 
@@ -159,8 +158,8 @@ struct Layout {
 template <class T>
 struct ByActivation {
     void (*prepare)(const T*, const Grid&, int64_t, const Norm*, Rows);
-    void (*grad)(const T*, const T*, const After<T>&, const Grid&, int64_t, const Task&, int64_t,
-                 float*);
+    void (*grad)(const T*, const T*, const After<T>&, const Grid&, int64_t, int64_t, int64_t,
+                 int64_t, float*);
 };
 
 // What all tasks share.
@@ -168,14 +167,15 @@ template <class T>
 struct Job {
     const T *x, *grad;
     const Depthwise& d;
-    const float *norm, *weight;
+    const float *norm, *weights;  // weights: as `grouped` lays them out
     After<T> after;
     ByActivation<T> rows;
     T* dz;
 };
 
 template <int K, int S, class T>
-void sweep(const Job<T>& job, const Task& task, float* scratch, float* dw, float* sums) {
+void sweep(const Job<T>& job, const Task& task, int64_t sample, float* scratch, float* dw,
+           float* sums) {
     const Depthwise& d = job.d;
     const Layout size(d);
     const Grid in = task.in(d), out = task.out(d);
@@ -183,18 +183,17 @@ void sweep(const Job<T>& job, const Task& task, float* scratch, float* dw, float
     const int64_t above = d.top / d.dilation, left = d.left / d.dilation;
     const int64_t strips = rounded_up(size.start + in.w, STRIP * S) / (STRIP * S);
     float* const base = scratch + 4 * size.row;
-    float* const weights = base + K * size.grad_row;
-    float* const own_dw = weights + size.weights;
+    float* const own_dw = base + K * size.grad_row;
+    const float* const weights = job.weights + task.group * size.weights;
     const int64_t columns = size.row / GROUP, grad_columns = size.grad_row / GROUP;
     const Rows whole{columns, scratch, scratch + size.row, scratch + 2 * size.row,
                      scratch + 3 * size.row};
     const Rows pixels{columns, whole.value + margin, whole.slope + margin, whole.centred + margin,
                       whole.sum + margin};
     const Norm own(job.norm, d.c, begin), *const norm = job.norm ? &own : nullptr;
-    if (d.dilation > 1) std::fill(scratch, weights, 0.0f);  // the last task's grid may be wider
-    load_weights(job.weight + begin * K * K, K * K, channels, weights);
-    const int64_t first = task.sample * d.h * d.w * d.c + begin;
-    const int64_t first_out = task.sample * d.oh * d.ow * d.c + begin;
+    if (d.dilation > 1) std::fill(scratch, own_dw, 0.0f);  // the last task's grid may be wider
+    const int64_t first = sample * d.h * d.w * d.c + begin;
+    const int64_t first_out = sample * d.oh * d.ow * d.c + begin;
     std::memset(own_dw, 0, size.weights * sizeof(float));
     int64_t loaded = 0, pending = 0;
     for (int64_t ih = 0; ih < in.h; ++ih) {
@@ -203,7 +202,7 @@ void sweep(const Job<T>& job, const Task& task, float* scratch, float* dw, float
             float* const row = base + loaded % K * size.grad_row + size.grad_margin * LANES;
             const int64_t at = first_out + out.at(loaded);
             if (job.after.y)
-                job.rows.grad(job.after.y + at, job.grad + at, job.after, out, d.c, task,
+                job.rows.grad(job.after.y + at, job.grad + at, job.after, out, d.c, begin, sample,
                               grad_columns, row);
             else
                 load_row(job.grad + at, out, channels, grad_columns, row);
@@ -239,8 +238,8 @@ void join(const Floats& partial, const Depthwise& d, int threads, float* dw,
     const int64_t phases = d.dilation * d.dilation;
     parallel(groups(d.c), threads, [&](int64_t group, int) {
         std::vector<double> total(own, 0.0);
-        for (int64_t sample = 0; sample < d.n; ++sample) {
-            const float* task = &partial[(sample * groups(d.c) + group) * phases * own];
+        for (int64_t run = 0; run < Task::runs(d); ++run) {
+            const float* task = &partial[(run * groups(d.c) + group) * phases * own];
             for (int64_t phase = 0; phase < phases; ++phase, task += own)
                 for (int64_t i = 0; i < own; ++i) total[i] += task[i];
         }
@@ -259,10 +258,12 @@ bool backward(const Job<T>& job, int threads, float* dw, float* sums) {
     Floats partial(tasks * own, 0.0f);
     Floats scratch(threads * size.total, 0.0f);
     const bool known = with_geometry(d.kernel, d.stride, [&](auto k, auto s) {
-        parallel(tasks, threads, [&](int64_t task, int thread) {
-            float* const mine = &partial[task * own];
-            sweep<k, s>(job, Task(d, task), &scratch[thread * size.total], mine,
-                        mine + taps * GROUP);
+        parallel(tasks, threads, [&](int64_t number, int thread) {
+            const Task task(d, number);
+            float* const mine = &partial[number * own];
+            for (int64_t sample = task.first; sample < task.end; ++sample)
+                sweep<k, s>(job, task, sample, &scratch[thread * size.total], mine,
+                            mine + taps * GROUP);
         });
     });
     if (known) join(partial, d, threads, dw, sums);
@@ -282,7 +283,8 @@ MBCONV_API int mbconv_depthwise_backward(const void* x, const void* grad, int ha
                                          float* sums) {
     const auto run = [&](auto format) {
         using T = decltype(format);
-        Job<T> job{static_cast<const T*>(x), static_cast<const T*>(grad), *d, norm, weight,
+        const Floats weights = grouped(weight, d->kernel * d->kernel, d->c);
+        Job<T> job{static_cast<const T*>(x), static_cast<const T*>(grad), *d, norm, weights.data(),
                    {static_cast<const T*>(y), y_norm, means, factor, offset}, {},
                    static_cast<T*>(dz)};
         with_activation<T>(act, [&](auto kind) {

@@ -1,10 +1,13 @@
-// What both depthwise sweeps share: a task is one sample and GROUP channels, one cache line of
-// bf16, and works on rows of floats that stay in the first two caches: [vectors][columns][LANES], so
+// What both depthwise sweeps share: a task is one sample (or a few small ones) and GROUP channels, one
+// cache line of bf16, and works on rows of floats that stay in the first two caches: [vectors][columns][LANES], so
 // that what one vector of channels needs lies together.
 #pragma once
 
+#include <algorithm>
+
 #include "activation.h"
 #include "api.h"
+#include "floats.h"
 #include "simd.h"
 
 namespace mbconv {
@@ -29,20 +32,29 @@ struct Grid {
     int64_t at(int64_t r) const { return first + r * row; }
 };
 
-// A task: phases of one sample's group of channels lie side by side.
+// A task: one phase of a group of channels, of as many samples as a small map needs to be worth it.
+// Phases of one group lie side by side.
 struct Task {
-    int64_t phase, group, sample;
+    int64_t phase, group, first, end;  // samples
     Task(const Depthwise& d, int64_t number) {
         phase = number % (d.dilation * d.dilation);
         const int64_t rest = number / (d.dilation * d.dilation);
         group = rest % groups(d.c);
-        sample = rest / groups(d.c);
+        first = rest / groups(d.c) * samples(d);
+        end = std::min(first + samples(d), d.n);
     }
+    static int64_t samples(const Depthwise& d) {
+        return std::max<int64_t>(1, LEAST / std::max<int64_t>(1, d.h * d.w));
+    }
+    static int64_t runs(const Depthwise& d) { return (d.n + samples(d) - 1) / samples(d); }
     static int64_t count(const Depthwise& d) {
-        return d.n * groups(d.c) * d.dilation * d.dilation;
+        return runs(d) * groups(d.c) * d.dilation * d.dilation;
     }
     Grid in(const Depthwise& d) const { return {d.h, d.w, d.c, d.dilation, phase}; }
     Grid out(const Depthwise& d) const { return {d.oh, d.ow, d.c, d.dilation, phase}; }
+
+  private:
+    static constexpr int64_t LEAST = 512;  // pixels
 };
 
 // f(first lane, lanes) for each vector of a group that holds any of the `channels` from its begin.
@@ -78,11 +90,13 @@ inline void load_row(const T* x, const Grid& grid, int64_t channels, int64_t col
     });
 }
 
-// [C][k][k] of one group as [k][k][GROUP], zeros where there is no channel.
-inline void load_weights(const float* weight, int64_t taps, int64_t channels, float* out) {
-    for (int64_t t = 0; t < taps; ++t)
-        for (int64_t i = 0; i < GROUP; ++i)
-            out[t * GROUP + i] = i < channels ? weight[i * taps + t] : 0.0f;
+// [C][k][k] as [groups][k][k][GROUP], zeros where there is no channel.
+inline Floats grouped(const float* weight, int64_t taps, int64_t c) {
+    Floats all(groups(c) * taps * GROUP, 0.0f);
+    for (int64_t i = 0; i < c; ++i)
+        for (int64_t t = 0; t < taps; ++t)
+            all[(i / GROUP * taps + t) * GROUP + i % GROUP] = weight[i * taps + t];
+    return all;
 }
 
 // f(kernel, stride) as compile-time numbers; false where there is no such sweep.
