@@ -53,7 +53,7 @@ class Parts {
     int workers() const { return outer; }
 
   private:
-    static constexpr int64_t CACHE = 1 << 20, LEAST = 4;
+    static constexpr int64_t CACHE = 5 << 18, LEAST = 4;
     int64_t samples;
     int outer;
 };

@@ -39,29 +39,29 @@ void copy_rows(const T* x, int64_t rows, int64_t stride, int64_t channels, int64
             });
 }
 
-// ROWS channels of a times a strip of b, over some steps.
-template <class T>
+// ROWS channels of a times a strip of b, of which V vectors hold channels, over some steps.
+template <int V, class T>
 void add_products(const float* a, int64_t a_width, const float* b, int64_t steps, float* sums) {
-    vec sum[ROWS][VECTORS];
+    vec sum[ROWS][V];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) sum[r][v] = load(sums + r * STRIP + v * LANES);
+        for (int v = 0; v < V; ++v) sum[r][v] = load(sums + r * STRIP + v * LANES);
     for (int64_t s = 0; s < steps; ++s) {
-        vec w[VECTORS];
+        vec w[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) w[v] = load(b + s * STRIP + v * LANES);
+        for (int v = 0; v < V; ++v) w[v] = load(b + s * STRIP + v * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
             const vec own = spread(a + s * a_width + r);
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) sum[r][v] = multiply_add<T>(own, w[v], sum[r][v]);
+            for (int v = 0; v < V; ++v) sum[r][v] = multiply_add<T>(own, w[v], sum[r][v]);
         }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) store(sums + r * STRIP + v * LANES, sum[r][v]);
+        for (int v = 0; v < V; ++v) store(sums + r * STRIP + v * LANES, sum[r][v]);
 }
 
 // The channels of b from `begin`; `narrow` is a, copied.
@@ -69,6 +69,9 @@ template <class T>
 void strip_of(const float* narrow, const T* b, int64_t rows, int64_t m, int64_t n, int64_t begin,
               float* result) {
     const int64_t own = std::min(STRIP, n - begin), width = padded(m);
+    const auto add = own > 2 * LANES ? add_products<3, T>
+                     : own > LANES   ? add_products<2, T>
+                                     : add_products<1, T>;
     Floats sums(width * STRIP, 0.0f);
     const Scratch<float> rows_of_b(1, TILE / STEP<T> * STRIP);  // lanes beyond n give sums nobody reads
     float* const wide = rows_of_b.of(0);
@@ -76,8 +79,7 @@ void strip_of(const float* narrow, const T* b, int64_t rows, int64_t m, int64_t 
         const int64_t count = std::min(TILE, rows - first), steps = (count + STEP<T> - 1) / STEP<T>;
         copy_rows(b + first * n + begin, count, n, own, STRIP, wide);
         for (int64_t i = 0; i < m; i += ROWS)
-            add_products<T>(narrow + first / STEP<T> * width + i, width, wide, steps,
-                            &sums[i * STRIP]);
+            add(narrow + first / STEP<T> * width + i, width, wide, steps, &sums[i * STRIP]);
         const bool last = first + TILE >= rows;
         if ((first + TILE) % FLUSH && !last) continue;
         for (int64_t i = 0; i < m; ++i)
