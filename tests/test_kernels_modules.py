@@ -444,7 +444,98 @@ def test_a_block_keeps_its_input_and_three_maps(gate: Any) -> None:
     assert plain(lambda: kept(module, x)) > 2 * pixels * (16 + 96 + 96 + 16)
 
 
+# Running statistics, which wait for the end of a network's pass
+
+
+class Twice(nn.Module):
+    """One block, used two times."""
+
+    def __init__(self, block: nn.Module, wrong: bool = False) -> None:
+        super().__init__()
+        self.block, self.wrong = block, wrong
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(self.block(x))
+        if self.wrong:
+            raise RuntimeError("halfway")
+        return y
+
+
+def statistics(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in module.state_dict().items() if "running" in k or "num_" in k}
+
+
+def test_a_block_that_is_used_twice_updates_twice() -> None:
+    model = small_net(drop_path=0.0).double().train()
+    model.stages[1] = Twice(narrow(Block(channels=8, gate="se"), 8).double())
+    model.head = nn.Flatten()
+    wanted = copy.deepcopy(model)
+    plain(lambda: wanted(PICTURES.double()))
+    kernels.use("reference")
+    model(PICTURES.double())
+    found = statistics(model)
+    assert found["stages.1.block.project.norm.num_batches_tracked"] == 2
+    for name, value in statistics(wanted).items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_what_ran_before_an_error_is_updated() -> None:
+    kernels.use("reference")
+    model = small_net(drop_path=0.0).train()
+    model.stages[1] = Twice(narrow(Block(channels=8, gate="se"), 8), wrong=True)
+    with pytest.raises(RuntimeError, match="halfway"):
+        model(PICTURES)
+    assert statistics(model)["stem.norm.num_batches_tracked"] == 1
+
+
+def test_a_network_within_a_network_updates_at_its_own_end() -> None:
+    kernels.use("reference")
+    inner, seen = small_net().train(), []
+
+    class Around(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            inner(x)
+            seen.append(statistics(inner)["stem.norm.num_batches_tracked"].item())
+            return x
+
+    outer = small_net().train()
+    outer.stem = nn.Sequential(Around(), outer.stem)
+    outer(PICTURES)
+    assert seen == [1]
+
+
 # The operators themselves
+
+
+def test_a_second_derivative_is_refused() -> None:
+    kernels.use("reference")
+    model = small_net(drop_path=0.0).train()
+    x = PICTURES.clone().requires_grad_()
+    with pytest.raises(UserError, match=r"no second derivative.*use\('plain'\)"):
+        torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    plain(lambda: torch.autograd.grad(model(x).sum(), x, create_graph=True))
+
+
+def test_weights_on_another_device_are_refused_by_torch() -> None:
+    model = small_net().train()
+    for part, x in ((model.stem, PICTURES), (model.stages[1][0], torch.randn(2, 8, 8, 8))):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            part.to("meta")(x)
+
+
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+@pytest.mark.parametrize("need_dx", [False, True])
+def test_gradients_lie_in_memory_as_the_weights(mode: Any, need_dx: bool) -> None:
+    """As the operators' fake versions say, which torch.compile relies on."""
+    kernels.use(mode)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        for channels in (3, 12):  # a stem, and a convolution that is the library's
+            x = torch.randn(2, channels, 9, 9, requires_grad=need_dx)
+            weight = torch.randn(8, channels, 3, 3).to(memory_format=layout).requires_grad_()
+            affine = torch.ones(2, 8)
+            y, *_ = conv_norm_act(x, weight, affine, "silu", [3, 2, 1, 1, 1], 1e-3, False)
+            (grad,) = torch.autograd.grad(y.square().sum(), weight)
+            assert grad.stride() == weight.stride()
 
 
 def numbers(*shape: int) -> Tensor:

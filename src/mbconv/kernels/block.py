@@ -247,7 +247,7 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _grad(ctx, grad, *_):  # type: ignore[no-untyped-def]
-    needs = ctx.needs_input_grad[1:]
+    needs = ctx.needs_input_grad[:-1]  # the last is no input of ours
     if grad is None:
         return (None,) * len(needs)
     dx, dexpand, ddepthwise, dproject, daffine, *dgate = block_backward(

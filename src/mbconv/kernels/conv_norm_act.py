@@ -66,13 +66,11 @@ def conv_norm_act_backward(
     sums, _ = k.reduce(c, g, norm, kind, gated=pooled)
     total = sums[:, :2].sum(0) if offset is None else (sums[:, 2:4] * offset[:, None]).sum(0)
     means = norm_means(total, c, frozen=False)
-    if g is None:
-        g = torch.zeros_like(c)
     after = After(c, norm, means, None, offset)
     dx, dweight = convolve_backward(k, maps, g, kind, weight, place, after, need_dx)
     return (
         dx.permute(0, 3, 1, 2) if need_dx else nothing(x),
-        dweight.to(weight.dtype),
+        torch.empty_like(weight).copy_(dweight),  # in its layout
         total.flip(0).to(affine.dtype),
     )
 
@@ -102,7 +100,7 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 def _grad(ctx, grad, *_):  # type: ignore[no-untyped-def]
     if grad is None:
         return (None,) * 7
-    need_dx = ctx.needs_input_grad[1]  # of x: the first is no input of ours
+    need_dx = ctx.needs_input_grad[0]
     dx, dweight, daffine = conv_norm_act_backward(grad, *ctx.saved_tensors, *ctx.numbers, need_dx)
     return dx if need_dx else None, dweight, daffine, *[None] * 4
 

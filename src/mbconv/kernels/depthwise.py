@@ -60,7 +60,7 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _grad(ctx, grad):  # type: ignore[no-untyped-def]
     dx, dw = depthwise_backward(grad, *ctx.saved_tensors, ctx.geometry)
-    learns = ctx.bias_dtype is not None and ctx.needs_input_grad[3]  # the first is no input of ours
+    learns = ctx.bias_dtype is not None and ctx.needs_input_grad[2]
     db = grad.sum((0, 2, 3), dtype=ctx.bias_dtype) if learns else None
     return dx, dw, db, None
 

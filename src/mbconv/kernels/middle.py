@@ -1,6 +1,6 @@
-"""A block's spatial convolution: depthwise, behind an expansion or not, or dense (Fused-MBConv).
+"""A convolution among fused operators: depthwise, behind an expansion or not, or dense.
 
-The dense one is the library's. Maps are [N, H, W, C].
+The dense one (of Fused-MBConv, or outside of blocks) is the library's. Maps are [N, H, W, C].
 """
 
 from types import ModuleType
@@ -12,11 +12,6 @@ from torch import Tensor
 from mbconv.kernels.dispatch import library_format
 from mbconv.kernels.norm import wide
 from mbconv.kernels.reference import Act, After, Geometry, pads
-
-
-def is_dense(weight: Tensor) -> bool:
-    """[E, C, k, k] rather than [E, 1, k, k]."""
-    return weight.shape[1] > 1
 
 
 def convolve(
@@ -50,15 +45,19 @@ def dense(x: Tensor, weight: Tensor, place: Geometry) -> Tensor:
 def convolve_backward(
     k: ModuleType,
     x: Tensor,
-    grad: Tensor,
+    grad: Tensor | None,
     act: Act,
     weight: Tensor,
     place: Geometry,
     after: After,
     need_dx: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`grad`, that of what came `after`, -> gradients at x and at the weight; without norm."""
+    """`grad`, that of what came `after`, -> gradients at x and at the weight; without norm.
+
+    No `grad`: zeros, where `after` has an offset.
+    """
     if _is_depthwise(x, weight):
+        grad = torch.zeros_like(after.y) if grad is None else grad
         own = weight.to(wide(x)).contiguous()
         dx, dw, _ = k.depthwise_backward(x, grad, None, act, own, place, after)
         return dx, dw
@@ -85,7 +84,8 @@ def dense_backward(
 
 
 def _is_depthwise(x: Tensor, weight: Tensor) -> bool:
-    return weight.shape[:2] == (x.shape[3], 1)
+    """Of one channel alone a convolution is as well dense."""
+    return x.shape[3] > 1 and weight.shape[:2] == (x.shape[3], 1)
 
 
 def _format(x: Tensor) -> torch.dtype:

@@ -166,6 +166,7 @@ def depthwise(
     bias: Tensor | None = None,
     statistics: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
+    assert geometry.kernel in (3, 5, 7), geometry
     shape = depthwise_shape(x.shape, geometry)
     y = x.new_empty(shape.n, shape.oh, shape.ow, shape.c)
     found = x.new_empty(2, shape.c, dtype=torch.float32) if statistics else None
@@ -184,6 +185,7 @@ def depthwise_backward(
     geometry: Geometry,
     after: After | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    assert geometry.kernel in (3, 5, 7), geometry
     dz, dw = torch.empty_like(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
     sums = x.new_empty(2, x.shape[3], dtype=torch.float32)
     shape = depthwise_shape(x.shape, geometry)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mbconv.kernels.middle import dense, dense_backward, is_dense
+from mbconv.kernels.middle import dense, dense_backward
 from mbconv.kernels.native import DepthwiseShape, depthwise_shape, run
 from mbconv.kernels.parts import nothing
 from mbconv.kernels.reference import ACTIVATIONS, Act, Geometry
@@ -44,7 +44,7 @@ class Parameters(NamedTuple):
     @property
     def dense(self) -> bool:
         """Fused-MBConv: the convolution is the library's, before the compiled block or behind."""
-        return self.expand is None and is_dense(self.depthwise)
+        return self.expand is None and self.depthwise.shape[1] > 1
 
 
 class _Block(ctypes.Structure):

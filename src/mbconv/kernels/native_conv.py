@@ -24,12 +24,12 @@ class _Convolution(ctypes.Structure):
 
 
 def fit(x: Tensor, weight: Tensor, place: Geometry, need_dx: bool = False) -> bool:
-    """Whether compiled code takes the convolution; pairs of bf16 are multiplied."""
+    """Whether compiled code takes this convolution of x [N, C, H, W]."""
     out, channels, kernel, _ = weight.shape
     if channels != x.shape[1] or place.dilation > 1:
         return False
     if kernel == place.stride == 1:
-        return x.dtype == torch.float32 or channels % 2 == out % 2 == 0
+        return x.dtype == torch.float32 or channels % 2 == out % 2 == 0  # pairs are multiplied
     return kernel > 1 and not need_dx and channels * kernel**2 <= PATCH
 
 
@@ -64,7 +64,7 @@ def backward(
     rows = dweight.permute(0, 2, 3, 1)
     if not rows.is_contiguous():
         rows = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    daffine = torch.empty_like(affine, dtype=torch.float32)
+    daffine = x.new_empty(affine.shape, dtype=torch.float32)
     run("convolution_backward", shape, grad, offset, dx, rows, daffine)
     del kept
     if rows.data_ptr() != dweight.data_ptr():

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from mbconv.errors import UserError
+
 _LIBRARY: Any = torch.library.Library("mbconv", "DEF")  # type: ignore[no-untyped-call]
 
 
@@ -42,27 +44,33 @@ def differentiate(
     op: OpOverload, formula: Callable[..., tuple[Any, ...]], setup: Callable[..., None]
 ) -> None:
     """Register the backward: setup(ctx, inputs, output) saves, formula(ctx, *grads) gives a
-    gradient or None for each input, as for `torch.library.register_autograd`. But the first of
-    `ctx.needs_input_grad` is none of the operator's.
+    gradient or None for each input, as for `torch.library.register_autograd`.
     """
 
     def below(keys: Any, *inputs: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
 
-    class Formula(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, keys: Any, *inputs: Any) -> Any:
-            output = below(keys, *inputs)
-            setup(ctx, inputs, output)
-            return output
+    def forward(ctx: Any, *inputs_and_keys: Any) -> Any:
+        *inputs, keys = inputs_and_keys
+        output = below(keys, *inputs)
+        setup(ctx, inputs, output)
+        return output
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-            return None, *formula(ctx, *grads)
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():  # create_graph: what it lacked would pass for zero
+            raise UserError(
+                "The fused kernels have no second derivative (create_graph=True): compute with "
+                "mbconv.kernels.use('plain')."
+            )
+        return *formula(ctx, *grads), None
+
+    parts = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = type(f"{op._opname}_formula", (torch.autograd.Function,), parts)
 
     def autograd(keys: Any, *inputs: Any) -> Any:
-        learns = torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
-        return (Formula.apply if learns else below)(keys, *inputs)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            return function.apply(*inputs, keys)
+        return below(keys, *inputs)
 
     _LIBRARY.impl(op._opname, autograd, "Autograd", with_keyset=True)

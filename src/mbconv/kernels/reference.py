@@ -18,7 +18,7 @@ ACTIVATIONS: tuple[Act, ...] = ("none", "relu", "relu6", "silu", "hard_swish")
 
 
 class Geometry(NamedTuple):
-    """Of a depthwise convolution; `top` and `left` rows of zeros stand before the map.
+    """Of a convolution; `top` and `left` rows of zeros stand before the map.
 
     A dilated one has stride 1, and `top` and `left` are multiples of the dilation.
     """

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from functools import wraps
 from math import prod
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +59,10 @@ def conv_norm_act(module: "ConvNormAct", x: Tensor, *, pooled: bool = False) -> 
     conv, norm = module.conv, module.norm
     place = Geometry(*_geometry(conv, x))
     count = x.shape[0] * prod(place.output(*x.shape[2:]))
-    if not norm.training or count == 1 or not (conv.groups == 1 or is_depthwise(conv)):
-        return None  # one value a channel has no statistics; the plain norm says so
+    if not norm.training or not (conv.groups == 1 or is_depthwise(conv)):
+        return None
+    if count == 1 or x.shape[1] != conv.in_channels or x.device != conv.weight.device:
+        return None  # the plain modules say what is wrong
     affine, act = _side_by_side([norm], "weight", "bias"), ACTIVATIONS[type(module.act)]
     y: Tensor
     with torch.autocast(x.device.type, enabled=False):
@@ -161,15 +163,23 @@ def _fits(module: "MBConvBlock", x: Tensor) -> bool:
     if obstacle(module) is not None:
         return False
     middle = branch(module)[1]
+    if x.device != middle.conv.weight.device:
+        return False  # the plain modules say what is wrong
     stride = middle.conv.stride[0]
     pixels = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
     return pixels > 1 or not middle.norm.training
 
 
-# The updates of running statistics that wait for the end of a network's forward pass, or None.
-_waiting: ContextVar[list[tuple[list[Any], Tensor, list[int]]] | None] = ContextVar(
-    "waiting", default=None
-)
+class _Update(NamedTuple):
+    """Statistics [2, C] of some norms' inputs, over so many values a channel each."""
+
+    norms: list[Any]
+    statistics: Tensor
+    counts: list[int]
+
+
+# Those that wait for the end of a network's forward pass, or None.
+_waiting: ContextVar[list[_Update] | None] = ContextVar("waiting", default=None)
 
 
 def update_together(forward: Callable[P, T]) -> Callable[P, T]:
@@ -180,9 +190,9 @@ def update_together(forward: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(forward)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        if torch.compiler.is_compiling() or _waiting.get() is not None:
+        if torch.compiler.is_compiling():
             return forward(*args, **kwargs)
-        updates: list[tuple[list[Any], Tensor, list[int]]] = []
+        updates: list[_Update] = []
         token = _waiting.set(updates)
         try:
             return forward(*args, **kwargs)
@@ -194,28 +204,30 @@ def update_together(forward: Callable[P, T]) -> Callable[P, T]:
 
 
 def _update(norms: list[Any], statistics: Tensor, counts: list[int]) -> None:
-    """The running statistics, as batch norm updates them: with the unbiased variance.
-
-    `statistics` [2, C] are those of all these norms, over so many values a channel each.
-    """
+    """The running statistics, as batch norm updates them: with the unbiased variance."""
     waiting = None if torch.compiler.is_compiling() else _waiting.get()
     if waiting is None:
-        _update_now([(norms, statistics, counts)])
+        _update_now([_Update(norms, statistics, counts)])
     else:
-        waiting.append((norms, statistics, counts))
+        waiting.append(_Update(norms, statistics, counts))
 
 
 @torch.no_grad()
-def _update_now(updates: list[tuple[list[Any], Tensor, list[int]]]) -> None:
-    by_kind: dict[tuple[Any, ...], list[tuple[list[Any], Tensor, list[int]]]] = {}
+def _update_now(updates: list[_Update]) -> None:
+    norms = [norm for update in updates for norm in update.norms]
+    if len(set(norms)) < len(norms):  # a part that is used twice: one after the other
+        for update in updates:
+            _update_now([update])
+        return
+    by_kind: dict[tuple[Any, ...], list[_Update]] = {}
     for update in updates:
-        norm, statistics = update[0][0], update[1]
-        kind = norm.momentum, norm.running_mean.dtype, statistics.dtype, statistics.device
+        norm, taken = update.norms[0], update.statistics
+        kind = norm.momentum, norm.running_mean.dtype, taken.dtype, taken.device
         by_kind.setdefault(kind, []).append(update)
     for (momentum, dtype, *_), alike in by_kind.items():
-        norms = [norm for own, _, _ in alike for norm in own]
-        factors = [n / (n - 1) for _, _, counts in alike for n in counts]
-        means, variances = torch.cat([s for _, s, _ in alike], 1).to(dtype)
+        norms = [norm for update in alike for norm in update.norms]
+        factors = [n / (n - 1) for update in alike for n in update.counts]
+        means, variances = torch.cat([update.statistics for update in alike], 1).to(dtype)
         widths = [norm.num_features for norm in norms]
         unbiased = torch._foreach_mul(variances.split(widths), factors)
         running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]

@@ -5,7 +5,7 @@
 // Two rounds over the batch each way, as in a block: the convolution and its output's statistics, then
 // norm and activation; the sums of the norm's backward, then that and the convolution's gradients.
 // The matrix of a stem's patches exists for one part of the batch at a time.
-#include "gate.h"
+#include "pairs.h"
 #include "parts.h"
 #include "passes.h"
 #include "product.h"
@@ -33,7 +33,7 @@ class Triple {
     explicit Triple(const Convolution& v)
         : v(v), threads(static_cast<int>(v.threads)), act(static_cast<int>(v.act)),
           pixels(v.oh * v.ow), taps(v.kernel * v.kernel * v.in),
-          columns(v.kernel == 1 ? taps : (taps + 1) / 2 * 2), x(static_cast<const T*>(v.x)),
+          columns(v.kernel == 1 ? taps : (taps + STEP<T> - 1) / STEP<T> * STEP<T>), x(static_cast<const T*>(v.x)),
           c(static_cast<T*>(v.c)),
           parts(v.n, pixels * std::max(v.out, columns) * int64_t(sizeof(T)), threads),
           gathered(parts.workers(), v.kernel == 1 ? 0 : parts.size * pixels * columns) {}
@@ -123,7 +123,7 @@ class Triple {
         return means;
     }
 
-    // With a zero behind each row where bf16 is multiplied in pairs and there is none left over.
+    // With a zero behind each row where numbers are multiplied in pairs and the last one has none.
     Floats padded_weight() const {
         Floats padded(v.out * columns, 0.0f);
         for (int64_t i = 0; i < v.out; ++i)

@@ -1,6 +1,6 @@
 // Depthwise convolution of act(norm(x)), with the statistics of what it writes.
 //
-// Order: sample and 32 channels > output row > eight outputs > taps. Batch norm and activation are
+// Order: 32 channels > sample > output row > eight outputs > taps. Batch norm and activation are
 // applied to an input row once, when it enters a ring of `kernel` rows of floats; zeros around the
 // ring stand for the padding, so that no tap asks where it is. Each row of outputs is written and
 // summed (as differences from the task's first output) while it is in the first cache.

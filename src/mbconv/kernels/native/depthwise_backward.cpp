@@ -2,7 +2,7 @@
 // gradient and the sums that the norm's own backward needs, in one sweep over x and the output's
 // gradient g.
 //
-// Order: sample and 32 channels > input row > four outputs of each phase > taps. For an input row
+// Order: 32 channels > sample > input row > four outputs of each phase > taps. For an input row
 // the output rows that saw it wait in a ring as floats, with zeros around them. Each g loaded is
 // used twice while it is in a register: times the weight for dz, times the activation for the
 // weight's gradient. At stride 2 the columns of one parity ("phase") meet the same taps, so that

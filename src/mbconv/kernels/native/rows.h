@@ -1,6 +1,6 @@
-// What both depthwise sweeps share: a task is one sample (or a few small ones) and GROUP channels, one
-// cache line of bf16, and works on rows of floats that stay in the first two caches: [vectors][columns][LANES], so
-// that what one vector of channels needs lies together.
+// What both depthwise sweeps share: a task is 32 channels (GROUP: one cache line of bf16) of one sample or
+// of a few small ones, and works on rows of floats that stay in the first two caches:
+// [vectors][columns][LANES], so that what one vector of channels needs lies together.
 #pragma once
 
 #include <algorithm>
@@ -43,8 +43,10 @@ struct Task {
         first = rest / groups(d.c) * samples(d);
         end = std::min(first + samples(d), d.n);
     }
+    // Small ones together, as long as there are tasks for many threads.
     static int64_t samples(const Depthwise& d) {
-        return std::max<int64_t>(1, LEAST / std::max<int64_t>(1, d.h * d.w));
+        const int64_t pixels = std::max<int64_t>(1, d.h * d.w / (d.dilation * d.dilation));
+        return std::max<int64_t>(1, std::min(LEAST / pixels, d.n * groups(d.c) / TASKS));
     }
     static int64_t runs(const Depthwise& d) { return (d.n + samples(d) - 1) / samples(d); }
     static int64_t count(const Depthwise& d) {
@@ -54,7 +56,7 @@ struct Task {
     Grid out(const Depthwise& d) const { return {d.oh, d.ow, d.c, d.dilation, phase}; }
 
   private:
-    static constexpr int64_t LEAST = 512;  // pixels
+    static constexpr int64_t LEAST = 512, TASKS = 32;  // pixels of a task; tasks, if it can be
 };
 
 // f(first lane, lanes) for each vector of a group that holds any of the `channels` from its begin.

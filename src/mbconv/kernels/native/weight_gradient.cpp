@@ -73,7 +73,7 @@ void strip_of(const float* narrow, const T* b, int64_t rows, int64_t m, int64_t 
                      : own > LANES   ? add_products<2, T>
                                      : add_products<1, T>;
     Floats sums(width * STRIP, 0.0f);
-    const Scratch<float> rows_of_b(1, TILE / STEP<T> * STRIP);  // lanes beyond n give sums nobody reads
+    const Scratch<float> rows_of_b(1, TILE / STEP<T> * STRIP);  // vectors without channels are not read
     float* const wide = rows_of_b.of(0);
     for (int64_t first = 0; first < rows; first += TILE) {
         const int64_t count = std::min(TILE, rows - first), steps = (count + STEP<T> - 1) / STEP<T>;
