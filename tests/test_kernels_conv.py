@@ -13,7 +13,7 @@ from torch import Tensor
 from mbconv import kernels
 from mbconv.kernels import dispatch, native_conv
 from mbconv.kernels.conv_norm_act import conv_norm_act
-from mbconv.kernels.reference import Geometry, value_of
+from mbconv.kernels.reference import Act, Geometry, value_of
 
 native = pytest.mark.skipif(not dispatch._loaded, reason="there are no native kernels here")
 
@@ -77,6 +77,25 @@ def computed(
     return [y.detach(), statistics, *torch.autograd.grad(loss, learnt)]
 
 
+def by_torch(
+    case: Case, tensors: tuple[Tensor, ...], dtype: torch.dtype, *, need_dx: bool, act: Act = "silu"
+) -> list[Tensor]:
+    """Output and gradients of the plain functions, every map stored as `dtype`."""
+    x, weight, affine = (t.clone().requires_grad_() for t in tensors)
+    kernel, stride, top, left, _ = case.geometry
+    size = Geometry(*case.geometry).output(*case.size)
+    reach = [(n - 1) * stride + kernel for n in size]
+    pads = (left, reach[1] - case.size[1] - left, top, reach[0] - case.size[0] - top)
+    groups = case.into if case.depthwise else 1
+    c = F.conv2d(F.pad(x.to(dtype), pads), weight.to(dtype), stride=stride, groups=groups)
+    z = F.batch_norm(c, None, None, affine[0], affine[1], training=True, eps=1e-3)
+    y = value_of(z, act)
+    torch.manual_seed(1)
+    loss = (y * torch.randn(y.shape, dtype=torch.float64).to(y.dtype)).sum()
+    learnt = [weight, affine, *([x] if need_dx else [])]
+    return [y.detach(), *torch.autograd.grad(loss, learnt)]
+
+
 def errors(found: list[Tensor], wanted: list[Tensor]) -> list[float]:
     """The largest error of each, as a share of the largest number there."""
     return [
@@ -104,21 +123,13 @@ def test_native_is_the_reference_in_float64(name: str, pooled: bool, need_dx: bo
 @pytest.mark.parametrize("name", CASES)
 def test_the_reference_is_what_torch_computes(name: str) -> None:
     """Convolution, batch norm and activation of torch, in float64."""
-    case, act = CASES[name], "hard_swish"
+    case: Case = CASES[name]
+    act: Act = "hard_swish"
     kernels.use("reference")
-    tensors = [t.double() for t in case.tensors(batch=3)]
-    found = computed(case, tuple(tensors), torch.float64, pooled=False, need_dx=True, act=act)
-    x, weight, affine = (t.requires_grad_() for t in tensors)
-    kernel, stride, top, left, _ = case.geometry
-    size = Geometry(*case.geometry).output(*case.size)
-    reach = [(n - 1) * stride + kernel for n in size]
-    pads = (left, reach[1] - case.size[1] - left, top, reach[0] - case.size[0] - top)
-    c = F.conv2d(F.pad(x, pads), weight, stride=stride, groups=case.into if case.depthwise else 1)
-    z = F.batch_norm(c, None, None, affine[0], affine[1], training=True, eps=1e-3)
-    y = value_of(z, act)
-    torch.manual_seed(1)
-    grads = torch.autograd.grad((y * torch.randn_like(y)).sum(), [weight, affine, x])
-    assert max(errors([found[0], *found[2:]], [y.detach(), *grads])) < 1e-11
+    tensors = tuple(t.double() for t in case.tensors(batch=3))
+    found = computed(case, tensors, torch.float64, pooled=False, need_dx=True, act=act)
+    wanted = by_torch(case, tensors, torch.float64, need_dx=True, act=act)
+    assert max(errors([found[0], *found[2:]], wanted)) < 1e-11
 
 
 @native
@@ -129,27 +140,10 @@ def test_bfloat16_is_as_exact_as_plain_modules(name: str) -> None:
     found = computed(case, tensors, torch.bfloat16, pooled=False, need_dx=name == "head")
     kernels.use("reference")
     wanted = computed(case, tensors, torch.float64, pooled=False, need_dx=name == "head")
-    plain = [t.float() for t in bfloat16_modules(case, tensors, need_dx=name == "head")]
+    plain = by_torch(case, tensors, torch.bfloat16, need_dx=name == "head")
     own = errors([found[0], *found[2:]], [wanted[0], *wanted[2:]])
     for error, allowed in zip(own, errors(plain, [wanted[0], *wanted[2:]]), strict=True):
         assert error <= 1.5 * allowed + 1e-3
-
-
-def bfloat16_modules(case: Case, tensors: tuple[Tensor, ...], *, need_dx: bool) -> list[Tensor]:
-    """The same by torch, every map rounded to bfloat16 where autocast would."""
-    x, weight, affine = (t.clone().requires_grad_() for t in tensors)
-    kernel, stride, top, left, _ = case.geometry
-    size = Geometry(*case.geometry).output(*case.size)
-    reach = [(n - 1) * stride + kernel for n in size]
-    pads = (left, reach[1] - case.size[1] - left, top, reach[0] - case.size[0] - top)
-    groups = case.into if case.depthwise else 1
-    c = F.conv2d(F.pad(x.bfloat16(), pads), weight.bfloat16(), stride=stride, groups=groups)
-    z = F.batch_norm(c, None, None, affine[0], affine[1], training=True, eps=1e-3)
-    y = F.silu(z)
-    torch.manual_seed(1)
-    loss = (y * torch.randn(y.shape, dtype=torch.float64).to(y.dtype)).sum()
-    learnt = [weight, affine, *([x] if need_dx else [])]
-    return [y.detach(), *torch.autograd.grad(loss, learnt)]
 
 
 @native

@@ -266,6 +266,15 @@ def run(name: str, *arguments: Any) -> None:
     getattr(functions, f"mbconv_{name}")(*ready)
 
 
+def address(tensor: Tensor | None) -> int | None:
+    """None where there is nothing: the compiled code asks for null."""
+    if tensor is None or not tensor.numel():
+        return None
+    # Nothing below looks at strides.
+    assert tensor.is_contiguous()
+    return tensor.data_ptr()
+
+
 def _half(x: Tensor) -> int:
     return int(x.dtype == torch.bfloat16)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mbconv.kernels.middle import dense, dense_backward
-from mbconv.kernels.native import DepthwiseShape, depthwise_shape, run
+from mbconv.kernels.native import DepthwiseShape, address, depthwise_shape, run
 from mbconv.kernels.parts import nothing
 from mbconv.kernels.reference import ACTIVATIONS, Act, Geometry
 
@@ -116,7 +116,7 @@ def backward(
     expanded = torch.empty_like(behind_norm) if not maps[0].numel() else nothing(x)
     behind_gate = torch.empty_like(d)
     to = (dx, *weights, behind_gate, behind_norm, expanded)
-    run("block_backward", block, grad, _Gradients(*map(_address, to)))
+    run("block_backward", block, grad, _Gradients(*map(address, to)))
     del kept
     if own.dense:
         dx, weights[1] = dense_backward(x, behind_gate, own.depthwise, own.place, need_dx)
@@ -143,13 +143,4 @@ def _block(
     hard, half = own.gate_sigmoid != "sigmoid", x.dtype == torch.bfloat16
     numbers = (c, own.project.shape[0], squeezed, half, *kinds, hard, frozen, own.residual,
                own.dense, torch.get_num_threads())  # fmt: skip
-    return _Block(shape, *map(int, numbers), own.eps, *map(_address, kept)), kept
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    """None where there is nothing: the compiled code asks for null."""
-    if tensor is None or not tensor.numel():
-        return None
-    # Nothing below looks at strides.
-    assert tensor.is_contiguous()
-    return tensor.data_ptr()
+    return _Block(shape, *map(int, numbers), own.eps, *map(address, kept)), kept

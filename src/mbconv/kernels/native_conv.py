@@ -5,7 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from mbconv.kernels.native import run
+from mbconv.kernels.native import address, run
 from mbconv.kernels.parts import nothing
 from mbconv.kernels.reference import ACTIVATIONS, Act, Geometry
 
@@ -86,6 +86,4 @@ def _shape(
     half, threads = x.dtype == torch.bfloat16, torch.get_num_threads()
     numbers = (*x.shape, *c.shape[1:], place.kernel, place.stride, place.top, place.left,
                half, ACTIVATIONS.index(act), threads)  # fmt: skip
-    assert all(tensor.is_contiguous() for tensor in kept)
-    addresses = (tensor.data_ptr() for tensor in kept)
-    return _Convolution(*map(int, numbers), eps, *addresses), kept
+    return _Convolution(*map(int, numbers), eps, *map(address, kept)), kept

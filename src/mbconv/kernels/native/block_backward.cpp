@@ -59,15 +59,10 @@ class Backward {
   private:
     static constexpr int HALF = sizeof(T) == 2;
 
-    // The sums of a norm's backward [2, c]: into the affine's gradient, and as means.
+    // For the norm that comes so many convolutions before the last.
     Floats means_of(Floats sums, int back, int64_t count) {
-        const int64_t c = back ? d.c : b.out, at = norms.begin(back);
-        for (int64_t i = 0; i < c; ++i) {
-            to.affine[at + i] = sums[c + i];
-            to.affine[norms.total + at + i] = sums[i];
-        }
-        for (float& s : sums) s = b.frozen ? 0.0f : s / static_cast<float>(count);
-        return sums;
+        float* const gamma = to.affine + norms.begin(back);
+        return norm_means(std::move(sums), count, b.frozen != 0, gamma, gamma + norms.total);
     }
 
     void project_norm() {

@@ -65,7 +65,7 @@ class Triple {
     // `grad` is that of y; or null, and `offset` [n, out] what the mean sends back to each pixel.
     // dx null: not asked for, as it must be unless the kernel is 1x1.
     void backward(const T* grad, const float* offset, T* dx, float* dweight, float* daffine) const {
-        const Floats norm = this->norm(), means = norm_means(norm, grad, offset, daffine);
+        const Floats norm = this->norm(), means = sums(norm, grad, offset, daffine);
         const Packed<T> back(dx ? Matrix{v.weight, v.out, columns, columns, 1} : Matrix{}, threads);
         const Scratch<T> scratch(parts.workers(), parts.size * pixels * v.out);
         const Scratch<float> weights(parts.count(), columns * v.out);
@@ -100,7 +100,7 @@ class Triple {
     }
 
     // The sums of the norm's backward: into the affine's gradient, and as means over the batch.
-    Floats norm_means(const Floats& norm, const T* grad, const float* offset, float* daffine) const {
+    Floats sums(const Floats& norm, const T* grad, const float* offset, float* daffine) const {
         Sums found(parts.count(), 2 * v.out);
         parts.each([&](const Parts::Part& part, int) {
             const Map m = map(part);
@@ -116,11 +116,7 @@ class Triple {
                         total[k * v.out + i] += sums[i] * (factor ? factor[i] : 1.0f);
                 }
         });
-        Floats means = found.total(0, 2 * v.out);
-        std::copy_n(means.data() + v.out, v.out, daffine);
-        std::copy_n(means.data(), v.out, daffine + v.out);
-        for (float& mean : means) mean /= static_cast<float>(v.n * pixels);
-        return means;
+        return norm_means(found.total(0, 2 * v.out), v.n * pixels, false, daffine, daffine + v.out);
     }
 
     // With a zero behind each row where numbers are multiplied in pairs and the last one has none.

@@ -27,6 +27,16 @@ class Sums {
     Floats found;
 };
 
+// The sums of a norm's backward [2, c]: into its gradients at gamma and beta, and as what it subtracts,
+// means over so many values a channel; zeros where its statistics are constants.
+inline Floats norm_means(Floats sums, int64_t count, bool frozen, float* gamma, float* beta) {
+    const int64_t c = static_cast<int64_t>(sums.size()) / 2;
+    std::copy_n(sums.data() + c, c, gamma);
+    std::copy_n(sums.data(), c, beta);
+    for (float& s : sums) s = frozen ? 0.0f : s / static_cast<float>(count);
+    return sums;
+}
+
 // Sums [m, n] of each part -> the whole's in `to`, or transposed, [n, m].
 inline void join_weights(const Scratch<float>& sums, int64_t parts, int64_t m, int64_t n,
                          bool transposed, int threads, float* to) {
