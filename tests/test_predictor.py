@@ -18,6 +18,7 @@ from mbconv.errors import UserError
 from mbconv.nn.model import MBConvNet, build
 from mbconv.preprocessing import Preprocessing
 from mbconv.report.predictions import write_predictions
+from mbconv.runtime import predictor as predictor_module
 from mbconv.runtime.pictures import find_pictures
 from mbconv.runtime.predictor import Output, Picture, Prediction, Predictor
 
@@ -169,6 +170,46 @@ def test_no_more_than_three_batches_are_taken(model: MBConvNet) -> None:
     for number in range(1, 14):
         assert next(predictions).source == f"picture {number}"
         assert taken <= 4 * ((number - 1) // 4 + 3)
+
+
+@pytest.mark.parametrize(
+    ("busy", "threads", "batch", "expected"),
+    [(1.8, 2, 4, 0), (0.9, 2, 4, 4), (1.8, 1, 4, 4), (1.8, 8, 4, 4)],
+)
+def test_a_processor_reads_ahead_where_cores_are_idle(
+    model: MBConvNet, monkeypatch: pytest.MonkeyPatch, busy: float, threads: int, batch: int,
+    expected: int,
+) -> None:  # fmt: skip
+    """Beside slow files (`busy` cores of two while reading), with too few threads, or too few
+    pictures for them; else a batch is read when the one before it is computed."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr(predictor_module, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(predictor_module, "process_time", lambda: busy * float(next(clock)))
+    monkeypatch.setattr(predictor_module, "_cores", lambda: 2)
+    monkeypatch.setattr(Predictor, "_timed", lambda self, picture: (self.prepare(picture), 0.0))
+    taken = 0
+
+    def asked() -> Iterator[Image.Image]:
+        nonlocal taken
+        for number in range(20):
+            taken += 1
+            yield noise(number)
+
+    ahead = []
+    outputs = Predictor(model, batch_size=batch, threads=threads).logits(asked())
+    for number, output in enumerate(outputs):
+        assert output.source == f"picture {number + 1}"
+        ahead.append(taken - batch * (number // batch + 1))
+    assert max(ahead[batch:]) == expected
+
+
+def test_what_can_be_called_gives_prepared_pixels(model: MBConvNet, folder: Path) -> None:
+    paths = sorted(folder.iterdir())
+    predictor = Predictor(model)
+    made = (lambda wanted, path=path: Predictor(model).prepare(path) for path in paths)
+    np.testing.assert_array_equal(
+        logits_of(predictor.logits(made)), logits_of(predictor.logits(paths))
+    )
 
 
 def test_a_mistake_in_the_call_is_raised(model: MBConvNet) -> None:

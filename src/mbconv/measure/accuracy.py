@@ -8,7 +8,8 @@ import difflib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from mbconv.measure.metrics import (
 )
 from mbconv.nn.model import MBConvNet
 from mbconv.record import Record
-from mbconv.runtime.predictor import Predictor
+from mbconv.runtime.predictor import Picture, Predictor
 
 Progress = Callable[[int, int], None]  # pictures done, pictures in all
 MISTAKES = 200  # this many of the most confident ones are kept in a Record
@@ -57,24 +58,30 @@ class Collected:
 
 
 def collect(
-    predictor: Predictor, samples: Sequence[Sample], *, progress: Progress | None = None
+    predictor: Predictor,
+    samples: Sequence[Sample],
+    *,
+    pictures: Iterable[Picture] | None = None,
+    progress: Progress | None = None,
 ) -> Collected:
     """Run the network over labelled pictures; the labels are the network's class numbers.
 
-    Unreadable pictures are listed and not counted. Raises UserError where none is readable.
+    `pictures` are what is read of the samples, by default their files. Unreadable ones are listed
+    and not counted. Raises UserError where none is readable.
     """
     rows: list[Floats] = []
     kept: list[Sample] = []
     unreadable: list[tuple[Place, str]] = []
-    outputs = predictor.logits(sample.path for sample in samples)
-    for done, (sample, output) in enumerate(zip(samples, outputs, strict=True), start=1):
-        if output.logits is None:
-            unreadable.append((sample.path, output.error or ""))
-        else:
-            rows.append(output.logits)
-            kept.append(sample)
-        if progress is not None:
-            progress(done, len(samples))
+    pictures = pictures or (sample.path for sample in samples)
+    with closing(predictor.logits(pictures)) as outputs:
+        for done, (sample, output) in enumerate(zip(samples, outputs, strict=True), start=1):
+            if output.logits is None:
+                unreadable.append((sample.path, output.error or ""))
+            else:
+                rows.append(output.logits)
+                kept.append(sample)
+            if progress is not None:
+                progress(done, len(samples))
     if not rows:
         first = f" The first, {unreadable[0][0]}: {unreadable[0][1]}." if unreadable else ""
         raise UserError(f"None of the {len(samples)} pictures to evaluate is readable.{first}")

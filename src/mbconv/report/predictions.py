@@ -78,7 +78,7 @@ def timing_lines(
         f"{count(n, 'picture')} in {seconds:.2f} s, {n / seconds:,.0f} a second, after "
         f"{opening:.2f} s for opening the network",
         f"computing {1e3 * timing['computing'] / n:.1f} ms a picture; reading "
-        f"{1e3 * timing['reading'] / n:.1f} ms, in {threads} threads beside it; the network waited "
+        f"{1e3 * timing['reading'] / n:.1f} ms, in {threads} threads; the network waited "
         f"for pictures {percent(share)} of the time",
     ]
 

@@ -9,7 +9,7 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -189,12 +189,12 @@ class SharedPredictor(Predictor):
         super().__init__(*arguments, **options)
         self.world = world
 
-    def logits(self, pictures: Iterable[Picture]) -> Iterator[Output]:
+    def logits(self, pictures: Iterable[Picture]) -> Generator[Output, None, None]:
         """Yield one Output a picture, in order, once all are computed."""
         world, everything = self.world, list(pictures)
         own = list(super().logits(everything[world.rank :: world.size]))
         parts = world.gather(own)
-        return (parts[i % world.size][i // world.size] for i in range(len(everything)))
+        yield from (parts[i % world.size][i // world.size] for i in range(len(everything)))
 
 
 @contextmanager
