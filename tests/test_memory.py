@@ -21,11 +21,14 @@ from mbconv.data import memory
 from mbconv.data.augmentation import Augmentation
 from mbconv.data.cache import cache_dir
 from mbconv.data.crop import draw_box
+from mbconv.data.decode import decode
 from mbconv.data.loader import Batch, Draw, Pictures, training_batches
 from mbconv.data.memory import OVERSAMPLE, PictureCache, kept_size, place_bytes, room
 from mbconv.data.picture import Picture, open_picture
 from mbconv.data.source import Sample
+from mbconv.data.transform import prepare
 from mbconv.errors import UserError
+from mbconv.preprocessing import Preprocessing
 from mbconv.training import setup
 from mbconv.training.console import Reporter
 from mbconv.training.recipe import Phase, Recipe
@@ -51,6 +54,21 @@ def samples(tmp_path: Path) -> list[Sample]:
 def cache() -> Iterator[PictureCache]:
     with PictureCache(SIDE, 8) as cache:
         yield cache
+
+
+def test_a_centre_is_that_of_evaluation_and_fills_the_cache(
+    samples: list[Sample], cache: PictureCache
+) -> None:
+    wanted = Preprocessing(resolution=24, resize=28, interpolation="bilinear")
+    plain, kept = (Pictures(samples, Augmentation(), c) for c in (None, cache))
+    for number, sample in enumerate(samples):
+        expected = prepare(decode(sample.path), wanted).astype(int)
+        assert cache.find(number) is None
+        for pictures in (plain, kept, kept):
+            found = pictures.centre(number, wanted)
+            assert found.shape == (24, 24, 3)
+            assert np.abs(found - expected).mean() < 4  # pixels beside the box, a size between
+        assert cache.find(number) is not None
 
 
 def left_over() -> list[str]:

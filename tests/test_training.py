@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 import mbconv
 from mbconv.data.decode import decode
-from mbconv.data.loader import Batch
+from mbconv.data.loader import Batch, Pictures
 from mbconv.errors import UserError
 from mbconv.training import budget, session
 from mbconv.training.loop import Trainer
@@ -216,8 +217,8 @@ def test_a_picture_that_breaks_after_the_audit_is_left_out_and_named(
 ) -> None:  # fmt: skip
     fit = session.Session.start_weights
 
-    def then_break(self: session.Session) -> None:
-        fit(self)
+    def then_break(self: session.Session, pictures: Pictures) -> None:
+        fit(self, pictures)
         self.dataset.splits["train"][0].path.write_bytes(b"gone")
 
     monkeypatch.setattr(session.Session, "start_weights", then_break)
@@ -225,6 +226,23 @@ def test_a_picture_that_breaks_after_the_audit_is_left_out_and_named(
     out = capsys.readouterr().out
     assert "left out: " in out
     assert "class0" in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the cache needs Linux")
+def test_the_heads_fit_leaves_its_pictures_for_the_first_epoch(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn, there = session.Session.learn, []
+
+    def look(self: session.Session, pictures: Pictures) -> None:
+        assert pictures.cache is not None
+        there.extend(pictures.cache.find(i) is not None for i in range(len(pictures.samples)))
+        learn(self, pictures)
+
+    monkeypatch.setattr(session.Session, "learn", look)
+    mbconv.train(model, data, tmp_path / "run", epochs=2, resolution=32, quiet=True)
+    assert there
+    assert all(there)
 
 
 def test_unreadable_files_stop_nothing(data: Path, model: Path, tmp_path: Path) -> None:

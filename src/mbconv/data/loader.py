@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mbconv.data.augment import pipeline
 from mbconv.data.augmentation import Augmentation
-from mbconv.data.crop import draw_box
+from mbconv.data.crop import Pixels, draw_box
 from mbconv.data.decode import Unreadable
 from mbconv.data.memory import Kept, PictureCache
 from mbconv.data.picture import Picture, open_picture
 from mbconv.data.place import Place
 from mbconv.data.source import Sample
+from mbconv.data.transform import centre_box
+from mbconv.preprocessing import Preprocessing
 
 
 class Draw(NamedTuple):
@@ -57,6 +59,7 @@ class Pictures(Dataset[tuple[NDArray[np.uint8] | None, int, str]]):
         self.samples = samples
         self.augmentation = augmentation
         self.cache = cache
+        pipeline(augmentation, None)  # what it imports is there before workers are forked
 
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8] | None, int, str]:
         seed, side = hash((*draw.seed, draw.picture)) & 0x7FFFFFFF, draw.resolution
@@ -76,6 +79,14 @@ class Pictures(Dataset[tuple[NDArray[np.uint8] | None, int, str]]):
                 torch.default_generator.manual_seed(seed)
                 pixels = np.asarray(augment(Image.fromarray(pixels)))
         return pixels, self.samples[draw.picture].label, ""
+
+    def centre(self, number: int, preprocessing: Preprocessing) -> Pixels:
+        """A picture [R, R, 3] as it is evaluated, but resampled as training does, bilinear.
+
+        Like a training crop it is taken from the cache, or kept there. Raises Unreadable.
+        """
+        picture, side = self._picture(number), preprocessing.resolution
+        return picture.part(centre_box(picture.width, picture.height, preprocessing), (side, side))
 
     def _picture(self, number: int) -> Picture | Kept:
         found = None if self.cache is None else self.cache.find(number)

@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from mbconv import kernels
+from mbconv.data.crop import Box
 from mbconv.kernels import native
 from mbconv.preprocessing import Preprocessing
 
@@ -20,18 +21,24 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint
     pixels are those of torchvision's Resize followed by CenterCrop, also for very long pictures,
     whose resized form need not fit into memory. Pictures smaller than the crop are enlarged.
     """
+    crop = preprocessing.resolution
+    box = centre_box(*image.size, preprocessing)
+    resized_image = image.resize((crop, crop), _FILTERS[preprocessing.interpolation], box)
+    return np.array(resized_image, dtype=np.uint8)
+
+
+def centre_box(width: int, height: int, preprocessing: Preprocessing) -> Box:
+    """What of a picture is left by resizing and cropping its centre, in its own pixels."""
     side, crop = preprocessing.resize, preprocessing.resolution
-    short = min(image.size)
+    short = min(width, height)
     edges: list[tuple[float, float]] = []
-    for length in image.size:
+    for length in (width, height):
         squashed = length == short or not preprocessing.keep_aspect
         resized = side if squashed else int(side * length / short)
         start = round((resized - crop) / 2)
         edges.append((start * length / resized, (start + crop) * length / resized))
     (left, right), (top, bottom) = edges
-    box = (left, top, min(right, image.width), min(bottom, image.height))
-    resized_image = image.resize((crop, crop), _FILTERS[preprocessing.interpolation], box)
-    return np.array(resized_image, dtype=np.uint8)
+    return left, top, min(right, width), min(bottom, height)
 
 
 def normalise(batch: Tensor, preprocessing: Preprocessing) -> Tensor:

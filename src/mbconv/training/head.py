@@ -1,10 +1,12 @@
 """How the classifier starts: fitted on frozen features in about a second, or from zero."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mbconv.data.source import Sample
+from mbconv.data.loader import Pictures
 from mbconv.measure.accuracy import Progress, collect
 from mbconv.nn.model import MBConvNet
 from mbconv.runtime.predictor import Predictor
@@ -22,15 +24,15 @@ def zero_head(model: MBConvNet) -> None:
 
 
 def fit_head(
-    predictor: Predictor, samples: list[Sample], recipe: Recipe, progress: Progress | None = None
+    predictor: Predictor, pictures: Pictures, recipe: Recipe, progress: Progress | None = None
 ) -> None:
-    """Set the classifier to the penalised optimum on the features of `samples`, in place.
+    """Set the classifier to the penalised optimum on the features of `pictures`, in place.
 
     `predictor` runs the network; it says resolution, number format and device. The features are
     standardised for the fit, so that one penalty serves every network.
     """
     model = predictor.model
-    features, targets = pooled_features(predictor, samples, progress)
+    features, targets = pooled_features(predictor, pictures, progress)
     mean, std = features.mean(0), features.std(0) + 1e-6
     weight, bias = solve(
         (features - mean) / std,
@@ -46,14 +48,18 @@ def fit_head(
 
 
 def pooled_features(
-    predictor: Predictor, samples: list[Sample], progress: Progress | None = None
+    predictor: Predictor, pictures: Pictures, progress: Progress | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What the classifier sees: features [n, width] and targets [n] of the readable samples."""
-    head = predictor.model.head
+    """What the classifier sees: features [n, width] and targets [n] of the readable pictures.
+
+    They are read as training reads them, so that the first epoch finds them decoded in its cache.
+    """
+    head, samples = predictor.model.head, pictures.samples
+    centres = (partial(pictures.centre, number) for number in range(len(samples)))
     classifier = head.classifier
     head.classifier = nn.Identity()  # type: ignore[assignment]
     try:
-        collected = collect(predictor, samples, progress=progress)
+        collected = collect(predictor, samples, pictures=centres, progress=progress)
     finally:
         head.classifier = classifier
     return torch.from_numpy(collected.logits), torch.from_numpy(collected.targets)

@@ -100,10 +100,11 @@ def range_test(
     endless = replace(recipe.phases[0], epochs=2**31 - 1)
     recipe = replace(recipe, phases=(endless,))
     trainer = Trainer(network, recipe, plain_machine(find_device(settings.device)), number)
-    start_weights(network, samples, recipe, reporter)
+    pictures = Pictures(samples, recipe.augmentation)
+    start_weights(network, pictures, recipe, reporter)
     points: list[tuple[float, float]] = []
     batches = training_batches(
-        Pictures(samples, recipe.augmentation),
+        pictures,
         (step.draws for step in steps(recipe, len(samples), settings.seed)),
         workers=trainer.machine.workers,
     )

@@ -139,8 +139,9 @@ def _begin(
 
 def _finish(session: Session) -> Run:
     session.agree()
-    if session.next_step == 0:
-        session.start_weights()
-    session.learn()
+    with session.open_pictures() as pictures:
+        if session.next_step == 0:
+            session.start_weights(pictures)
+        session.learn(pictures)
     model, record = finish(session)
     return Run(session.path, model, record)

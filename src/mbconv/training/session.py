@@ -2,8 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,12 +191,21 @@ class Session:
 
     # -- learn ---------------------------------------------------------------------------------
 
-    def start_weights(self) -> None:
+    @contextmanager
+    def open_pictures(self) -> Iterator[Pictures]:
+        """The pictures to learn from, decoded ones kept for as long as this lasts."""
+        samples, chosen = self.dataset.splits["train"], self.config.get("cache")
+        cache = self.world.on_each_machine(
+            lambda: setup.open_cache(chosen, len(samples), self.reporter)
+        )
+        with cache or nullcontext():
+            yield Pictures(samples, self.recipe.augmentation, cache)
+
+    def start_weights(self, pictures: Pictures) -> None:
         """Start stem and classifier as the recipe says; fitting the latter counts as epoch 0."""
         network, resolution = self.trainer.model, self.recipe.transfer.head_resolution
-        begun, samples = time.perf_counter(), list(self.dataset.splits["train"])
-        dtype = DTYPES[self.trainer.machine.frozen_dtype]
-        if not start_weights(network, samples, self.recipe, self.reporter, dtype, self.world):
+        begun, dtype = time.perf_counter(), DTYPES[self.trainer.machine.frozen_dtype]
+        if not start_weights(network, pictures, self.recipe, self.reporter, dtype, self.world):
             return  # the average may be older than this run
         self.trainer.ema.load_state_dict(network.state_dict())
         if resolution is None:
@@ -204,20 +213,11 @@ class Session:
         seconds = time.perf_counter() - begun
         self._log(
             {"epoch": 0, "phase": "head", "resolution": resolution,
-             "img_per_s": len(samples) / seconds, **stage(self.trainer)}
+             "img_per_s": len(pictures.samples) / seconds, **stage(self.trainer)}
         )  # fmt: skip
 
-    def learn(self) -> None:
+    def learn(self, pictures: Pictures) -> None:
         """All epochs that are left; a line of metrics and a state to resume from after each."""
-        samples = self.dataset.splits["train"]
-        chosen = self.config.get("cache")
-        cache = self.world.on_each_machine(
-            lambda: setup.open_cache(chosen, len(samples), self.reporter)
-        )
-        with cache or nullcontext():
-            self._learn(Pictures(samples, self.recipe.augmentation, cache))
-
-    def _learn(self, pictures: Pictures) -> None:
         per_epoch = self.trainer.total // self.recipe.epochs
         with self.reporter.bar(self.trainer.total, "training") as bar:
 

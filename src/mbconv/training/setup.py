@@ -203,7 +203,8 @@ def choose_cache(wanted: str, recipe: Recipe, pictures: int) -> dict[str, int] |
     """
     if wanted == "off" or (wanted == "auto" and recipe.epochs == 1):
         return None
-    side = round(OVERSAMPLE * max(phase.resolution for phase in recipe.phases))
+    sides = [recipe.transfer.head_resolution or 0, *(p.resolution for p in recipe.phases)]
+    side = round(OVERSAMPLE * max(sides))
     if not Path("/proc/meminfo").is_file():
         if wanted == "auto":
             return None

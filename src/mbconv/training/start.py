@@ -2,7 +2,7 @@
 
 import torch
 
-from mbconv.data.source import Sample
+from mbconv.data.loader import Pictures
 from mbconv.nn.model import MBConvNet
 from mbconv.training.console import Reporter
 from mbconv.training.distributed import World
@@ -13,7 +13,7 @@ from mbconv.training.stem import whiten_stem
 
 def start_weights(
     model: MBConvNet,
-    samples: list[Sample],
+    pictures: Pictures,
     recipe: Recipe,
     reporter: Reporter,
     dtype: torch.dtype | None = None,
@@ -26,13 +26,13 @@ def start_weights(
     """
     world, transfer = world or World(), recipe.transfer
     if transfer.whiten_stem:
-        whiten_stem(model, samples)
+        whiten_stem(model, pictures.samples)
         world.copy([model.stem.conv.weight])
     if transfer.head_resolution is not None:
         at = model.preprocessing.at(transfer.head_resolution)
-        with reporter.bar(len(samples), "features") as bar:
+        with reporter.bar(len(pictures.samples), "features") as bar:
             predictor = world.predictor(model, dtype=dtype, preprocessing=at)
-            fit_head(predictor, samples, recipe, bar.update)
+            fit_head(predictor, pictures, recipe, bar.update)
         world.copy(model.head.classifier.state_dict().values())
     elif transfer.zero_head:
         zero_head(model)
