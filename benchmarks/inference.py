@@ -171,9 +171,8 @@ def compare(name: str, args: argparse.Namespace, folder: Path) -> Iterator[Recor
         for words, rivals in (("peer", peers), ("float peer", floats(peers))):
             first, second = best(ran, ours), best(ran, rivals)
             yield figure(f"{name}, batch {batch}: best {words} / ours",
-                         [statistics.median(b) / statistics.median(a)
-                          for a, b in zip(ran[first].rounds, ran[second].rounds, strict=True)],
-                         "x")  # fmt: skip
+                         ran[first].ratios(ran[second])
+                         or [ran[second].median / ran[first].median], "x")  # fmt: skip
 
 
 def promising(peers: Sequence[Peer]) -> list[Peer]:

@@ -4,7 +4,7 @@
 
 A run agrees if every median lies within 5% of the median of all runs and none is called noisy; its
 time is printed. The same is said at equal pace: every figure divided by what the run's calibrating
-products reached. Half an hour for ten runs; leave the machine alone meanwhile.
+products reached. Three quarters of an hour for ten runs; leave the machine alone meanwhile.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def show_separation() -> None:
             for _ in range(10):
                 calibration.begin()
                 time.sleep(0.3)
-                noise.append(calibration.end())
+                noise.append(calibration.end().noise)
         finally:
             if other is not None:
                 other.kill()
@@ -69,8 +69,11 @@ def main() -> None:
             records, seconds = one_run(args.names, Path(folder) / "records.jsonl")
             runs.append({key(r): r for r in records})
             noise = max(r.detail["noise"] for r in records)
+            meeting = statistics.median(r.detail["meeting"] for r in records)
+            apart = sum(r.detail["apart"] > 0 for r in records)
             print(f"run {number + 1}: {seconds:.0f} s, calibrations up to {noise:.2f}, "
-                  f"{pace(records):.1f} GFLOP/s", flush=True)  # fmt: skip
+                  f"{pace(records):.1f} GFLOP/s, threads meet in {meeting:.1f} us, {apart} figures "
+                  "with cores apart", flush=True)  # fmt: skip
     for paced in (False, True):
         show(runs, paced)
 

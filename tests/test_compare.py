@@ -21,8 +21,8 @@ from mbconv.errors import UserError
 from mbconv.measure import bench, noise, speed
 from mbconv.measure.bench import Bench, Goal, Plan
 from mbconv.measure.noise import Calibration
-from mbconv.measure.speed import Way
 from mbconv.measure.subject import Subject
+from mbconv.measure.task import Way
 from mbconv.record import Record, read_records
 from mbconv.report.contest import views
 from mbconv.training.console import Reporter

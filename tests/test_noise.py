@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from mbconv.measure.noise import LEAST, MOST, Calibration, busy_seconds, limit_of
+from mbconv.measure.noise import APART, LEAST, MOST, Beside, Calibration, busy_seconds, limit_of
 
 
 def test_the_limit_of_a_calibration_follows_its_spread() -> None:
@@ -26,12 +26,12 @@ def test_another_program_is_seen_whatever_the_calibration_says() -> None:
     ]
     try:
         calibration = Calibration(checks=3)
-        calibration._before = 0.0  # as if that were quick
+        calibration._before = Beside(0.0, 0.0)  # as if that were quick
         calibration.reference = 1e9
         stop = time.perf_counter() + 0.6
         while time.perf_counter() < stop:
             torch.zeros(2**20).sin_()
-        assert calibration.end() > LEAST
+        assert calibration.end().noise > LEAST
     finally:
         for loop in loops:
             loop.kill()
@@ -42,3 +42,27 @@ def test_the_pace_is_that_of_the_product_alone(monkeypatch: pytest.MonkeyPatch) 
     clock = iter(range(10**6))  # every look at the clock takes a second
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     assert Calibration(checks=3).pace == pytest.approx(2e-9 * 512**3)
+
+
+def test_the_nearest_meeting_is_that_of_all_checks() -> None:
+    """A machine that opens with its cores apart knows better once they were near."""
+    calibration = Calibration(checks=3)
+    calibration._meetings[:] = [7e-6] * 20
+    assert calibration.good(Beside(1.0, 7e-6))
+    calibration._meetings[:0] = [4e-6] * 4
+    assert calibration.nearest == 4e-6
+    assert not calibration.good(Beside(1.0, 7e-6))
+    assert calibration.good(Beside(1.0, APART * 4e-6))
+    assert not calibration.good(Beside(calibration.limit + 0.01, 4e-6))
+
+
+def test_one_thread_meets_nobody() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        calibration = Calibration(checks=2)
+        assert calibration.end().meeting == calibration.nearest == 0
+        torch.set_num_threads(2)
+        assert Calibration(checks=2).end().meeting > 0
+    finally:
+        torch.set_num_threads(threads)

@@ -10,8 +10,8 @@ from mbconv.arch.cost import cost
 from mbconv.cli import main
 from mbconv.measure.ceilings import Ceilings, ceilings
 from mbconv.measure.operators import profile, records
-from mbconv.measure.speed import Task, Way
 from mbconv.measure.subject import Subject
+from mbconv.measure.task import Task, Way
 from mbconv.nn.model import build
 from mbconv.record import Record
 from mbconv.report.operators import operator_lines, sigmoid_line

@@ -11,7 +11,7 @@ from mbconv.cli.base import main, offline
 
 if TYPE_CHECKING:
     from mbconv.measure.bench import Plan
-    from mbconv.measure.speed import Mode
+    from mbconv.measure.task import Mode
     from mbconv.record import Record
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -121,7 +121,7 @@ def _plan(
     import torch
 
     from mbconv.measure.bench import Plan
-    from mbconv.measure.speed import Way
+    from mbconv.measure.task import Way
     from mbconv.training.machine import find_device
 
     if threads is not None:

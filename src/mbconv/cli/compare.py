@@ -108,7 +108,7 @@ def _measured(
     from mbconv.comparing.learning import Lesson
     from mbconv.comparing.run import Contest, compare, compare_gap, free_folder
     from mbconv.measure.bench import Plan
-    from mbconv.measure.speed import Way
+    from mbconv.measure.task import Way
     from mbconv.report.contest_lines import contest_lines
     from mbconv.report.costs_page import PAGE, RECORDS
     from mbconv.training.machine import find_device

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from mbconv.comparing.ways import usual_ways
 from mbconv.measure.bench import Bench, Goal, Plan
-from mbconv.measure.speed import Tell, Way
+from mbconv.measure.speed import Tell
+from mbconv.measure.task import Way
 from mbconv.record import Record
 
 # Ours, and the same network as another library builds it.

@@ -13,8 +13,8 @@ from mbconv.data.source import scan
 from mbconv.errors import UserError
 from mbconv.files import check_writable
 from mbconv.measure.bench import Bench, Plan
-from mbconv.measure.speed import Way
 from mbconv.measure.subject import open_subject
+from mbconv.measure.task import Way
 from mbconv.record import Record, write_records
 from mbconv.report.costs_page import PAGE, RECORDS, write_page
 from mbconv.report.words import duration

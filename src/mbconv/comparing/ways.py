@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from mbconv.measure.speed import Way
+from mbconv.measure.task import Way
 
 
 def usual_ways(first: Way) -> tuple[Way, ...]:

@@ -19,12 +19,13 @@ from mbconv.measure.count import count
 from mbconv.measure.footprint import Footprints
 from mbconv.measure.memory import available_memory, is_out_of_memory, keep_freed_memory, measurable
 from mbconv.measure.noise import Calibration
-from mbconv.measure.speed import Mode, Task, Tell, Timing, Way, measure, trial
+from mbconv.measure.speed import Tell, Timing, measure, trial
 from mbconv.measure.subject import Subject, open_subject, reason
+from mbconv.measure.task import Mode, Task, Way
 from mbconv.record import Record
 
 ROUNDS = 12
-LATENCY_CALLS = 10  # a round: a hundred and more in all, which a 99th percentile needs
+LATENCY_CALLS = 10  # a turn: a hundred and more of twelve, which a 99th percentile needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +256,8 @@ def record(
 def _speeds(figure: str, task: Task, timing: Timing, about: dict[str, Any]) -> Iterator[Record]:
     """The figure, and beside a compiled network's what compiling took."""
     about = about | {"noise": round(timing.noise, 3), "noisy": timing.noisy,
-                     "repeated": timing.repeated, "rounds": len(timing.rounds)}  # fmt: skip
+                     "repeated": timing.repeated, "rounds": len(timing.rounds),
+                     "meeting": round(1e6 * timing.meeting, 2), "apart": timing.apart}  # fmt: skip
     shown: Callable[[float], float] = lambda seconds: 1e3 * seconds  # noqa: E731
     unit = "ms"
     if figure == "latency":

@@ -14,8 +14,8 @@ from mbconv.measure.memory import (
     resident,
     run_child,
 )
-from mbconv.measure.speed import Mode, Task, Way
 from mbconv.measure.subject import Subject, open_subject
+from mbconv.measure.task import Mode, Task, Way
 
 _MIB = 2**20
 

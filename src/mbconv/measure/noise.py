@@ -4,11 +4,17 @@ Programs take a core in slices of a few milliseconds. The median of a few short 
 misses most of them, while it follows every change of clock and cache that a virtual machine has on
 its own. The mean over a tenth of a second does the opposite: on two virtual cores it stayed below
 1.25 times its usual while nothing else ran, and was above 1.5 times beside a busy loop.
+
+A host also moves the cores of a virtual machine while nothing runs beside: now they share a
+cache, now they do not, a second or a minute at a time, and threads that hand maps to each other
+take up to 1.4 times as long. How long threads take to meet tells that apart: 4.4 or 7 us.
 """
 
 import os
 import statistics
 import time
+from bisect import insort
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +24,23 @@ from mbconv.measure.ceilings import synchronise
 PIECES = 24  # products and copies of a check: some 50 ms, ten slices of the scheduler
 OPENING = 30  # checks; a second or two
 LEAST, MOST = 1.2, 1.4  # of the limit: a core shared with one program makes 1.5 at least
+MEETINGS = 100  # of a check
+APART = 1.25  # times the nearest meeting, above which the threads' cores lie further apart
+_GRAIN = 2**15  # elements of an operator that torch gives to one thread
 _STAT = Path("/proc/stat")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the checks before and after a piece of work say of the machine meanwhile.
+
+    `noise`: the slower of both, in units of the usual one, at least 1. Where the system tells, also
+    1 + the cores that others took and we could have used: threads wait for each other, so one that
+    shares its core holds all of them up. `meeting`: seconds that threads take to meet, the longer.
+    """
+
+    noise: float
+    meeting: float
 
 
 class Calibration:
@@ -29,13 +51,16 @@ class Calibration:
     much is this machine's own jitter; between `LEAST` and `MOST`. `pace` is what the product alone
     reached in the median of all checks, in GFLOP/s: virtual machines change theirs from one minute
     to the next with nobody at work in them, and figures of two runs compare at equal pace.
+    `nearest` is how long threads take to meet at best, in seconds: one check in twenty is below.
     """
 
     def __init__(self, device: str = "cpu", checks: int = OPENING) -> None:
         self.device = device
         self._a = torch.full((512, 512), 0.5, device=device)
         self._x, self._y = torch.zeros(2, 2**22, device=device)
+        self._tiny = torch.zeros(_GRAIN * torch.get_num_threads(), dtype=torch.uint8)
         self._products: list[float] = []
+        self._meetings: list[float] = []  # in order of length
         self._seconds()  # warms up
         self._products.clear()
         started = _Others()
@@ -48,20 +73,32 @@ class Calibration:
     def begin(self) -> None:
         """Check before what is measured."""
         self._others = _Others()
-        self._before = self._seconds() / self.reference
+        self._before = self._check()
 
-    def end(self) -> float:
-        """Check after it: the slower of both, in units of the reference, at least 1.
+    def end(self) -> Beside:
+        """Check after it; the next measurement has begun."""
+        before, after = self._before, self._check()
+        others = self._others.cores(self.device)
+        self._before, self._others = after, _Others()
+        return Beside(max(1.0, before.noise, after.noise, 1 + others),
+                      max(before.meeting, after.meeting))  # fmt: skip
 
-        Where the system tells, also 1 + the cores that others took meanwhile and we could have
-        used: threads wait for each other, so one that shares its core holds all of them up.
-        """
-        after = self._seconds() / self.reference
-        return max(1.0, self._before, after, 1 + self._others.cores(self.device))
+    def good(self, beside: Beside) -> bool:
+        """Whether nothing disturbed the work, and its threads were as near as they ever were."""
+        return beside.noise <= self.limit and beside.meeting <= APART * self.nearest
+
+    @property
+    def nearest(self) -> float:
+        return self._meetings[len(self._meetings) // 20]
 
     @property
     def pace(self) -> float:
         return 2e-9 * len(self._a) ** 3 / statistics.median(self._products)
+
+    def _check(self) -> Beside:
+        seconds, meeting = self._seconds(), self._meeting()
+        insort(self._meetings, meeting)
+        return Beside(seconds / self.reference, meeting)
 
     def _seconds(self) -> float:
         """Of a product and a copy, on average."""
@@ -75,6 +112,17 @@ class Calibration:
             synchronise(self.device)
         self._products.append(products / PIECES)
         return (time.perf_counter() - start) / PIECES
+
+    def _meeting(self) -> float:
+        """Of the threads, after next to no work each; 0 where there is one, or a GPU."""
+        if self.device != "cpu" or torch.get_num_threads() == 1:
+            return 0.0
+        times = []
+        for _ in range(MEETINGS):
+            start = time.perf_counter()
+            self._tiny.add_(1)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
 
 
 def limit_of(opening: list[float]) -> float:

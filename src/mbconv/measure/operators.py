@@ -26,8 +26,9 @@ from mbconv.errors import UserError
 from mbconv.measure.bench import Plan, about_task, record, sentence
 from mbconv.measure.ceilings import Ceilings, ceilings, synchronise
 from mbconv.measure.memory import keep_freed_memory
-from mbconv.measure.speed import Mode, Task, warm_up
+from mbconv.measure.speed import warm_up
 from mbconv.measure.subject import open_subject
+from mbconv.measure.task import Mode, Task
 from mbconv.record import Record
 
 _BLOCK = re.compile(r"[^.]+(\.\d+)*")  # stages.1.0 of stages.1.0.gate.reduce

@@ -2,50 +2,28 @@
 
 All tasks live in one process and take turns, round by round, in alternating order, so that what
 happens to the machine happens to all of them. Machines change their pace for tens of seconds, so
-the rounds of a task are spread over as long a time as there is. A round beside which the
-calibration was slow is run again; where that does not help, the result says so.
+the turns of a task are spread over as long a time as there is. A turn beside which the calibration
+was slow, or the threads further apart than at other times, is taken again; where that does not
+help, the result says so.
 """
 
-import copy
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from mbconv.measure.ceilings import synchronise
-from mbconv.measure.noise import LEAST, Calibration
-from mbconv.measure.subject import Subject
+from mbconv.measure.noise import APART, LEAST, Beside, Calibration
 
-Mode = Literal["inference", "training"]
 TURN = 0.3  # seconds that a task's turn takes at least
-STEADY = 0.03  # a median's relative uncertainty, below which no further rounds are run
+STEADY = 0.03  # a median's relative uncertainty, below which no further turns are taken
+FEWEST = 3  # turns that a figure is made of
+MOST_TURNS = 4  # times as many as wanted, where the threads' cores are seldom near
+PATIENCE = 240.0  # seconds that turns beyond the wanted ones take, of all tasks together
 Tell = Callable[[str, int, int], None]  # what is done, rounds done, rounds in all
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """How a network computes: autocast to `dtype`, memory layout, eager or compiled."""
-
-    dtype: str = "float32"
-    channels_last: bool = True
-    compiled: bool = False
-    device: str = "cpu"
-
-    @property
-    def layout(self) -> str:
-        return "channels_last" if self.channels_last else "contiguous"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"dtype": self.dtype, "layout": self.layout, "compiled": self.compiled,
-                "device": self.device}  # fmt: skip
 
 
 class Timed(Protocol):
@@ -59,72 +37,9 @@ class Timed(Protocol):
 T = TypeVar("T", bound=Timed)
 
 
-class Task:
-    """A network, run in one way; calling it is one pass or one training step.
-
-    The subject's own module stays as it is, unless `copied` is False.
-
-    A pass is under inference mode. A step is forward, cross-entropy, backward and SGD with
-    momentum. Pictures [batch, channels, resolution, resolution] are noise, and stay the same.
-    """
-
-    def __init__(
-        self,
-        subject: Subject,
-        way: Way,
-        mode: Mode,
-        batch: int,
-        resolution: int,
-        *,
-        copied: bool = True,
-    ) -> None:
-        self.subject, self.way, self.mode, self.batch = subject, way, mode, batch
-        self.resolution = resolution
-        self.without_grad: Callable[[], AbstractContextManager[Any]] = torch.inference_mode
-        layout = torch.channels_last if way.channels_last else torch.contiguous_format
-        module = copy.deepcopy(subject.module) if copied else subject.module
-        network = module.to(way.device, memory_format=layout)  # type: ignore[call-overload]
-        network.train(mode == "training")
-        x = torch.randn(batch, subject.channels, resolution, resolution, device=way.device)
-        self.pictures = x.contiguous(memory_format=layout)
-        self.network = torch.compile(network) if way.compiled else network
-        if mode == "training":
-            self.optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-
-    @property
-    def name(self) -> str:
-        return self.subject.name
-
-    def __call__(self) -> None:
-        if self.mode == "training":
-            self._step()
-        else:
-            with self.without_grad():
-                self.forward()
-        synchronise(self.way.device)
-
-    def forward(self) -> Tensor:
-        """Logits [batch, classes]."""
-        with torch.autocast(
-            torch.device(self.way.device).type,
-            getattr(torch, self.way.dtype),
-            enabled=self.way.dtype != "float32",
-        ):
-            y: Tensor | tuple[Tensor, ...] = self.network(self.pictures)
-        return y[0] if isinstance(y, tuple) else y  # some have auxiliary classifiers
-
-    def _step(self) -> None:
-        logits = self.forward().float()
-        targets = torch.arange(self.batch, device=logits.device) % logits.shape[1]
-        loss = F.cross_entropy(logits, targets)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-
-
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each call, by round; `noise` is the slowest calibration beside them (1: none).
+    """Seconds of each call, by turn; `noise` is the slowest calibration beside them (1: none).
 
     `limit` is how slow one may be.
     """
@@ -132,8 +47,11 @@ class Timing:
     rounds: tuple[tuple[float, ...], ...]
     noise: float
     first: float  # of the first call, which also allocates and compiles
-    repeated: int = 0  # rounds that were run again
+    repeated: int = 0  # turns that were taken again
+    numbers: tuple[int, ...] = ()  # of the rounds that the turns were in
     limit: float = LEAST
+    meeting: float = 0.0  # seconds that threads took to meet, in the median
+    apart: int = 0  # turns among `rounds` whose threads were further apart than at other times
 
     @property
     def calls(self) -> list[float]:
@@ -153,6 +71,15 @@ class Timing:
     def interval(self) -> tuple[float, float] | None:
         """At least 95% for the median, by the order of the rounds' medians; None below six."""
         return median_interval([statistics.median(calls) for calls in self.rounds])
+
+    def ratios(self, other: "Timing") -> list[float]:
+        """The other's median over this one's, where both have a turn in the same round."""
+        own = dict(zip(self.numbers, self.rounds, strict=True))
+        return [
+            statistics.median(times) / statistics.median(own[number])
+            for number, times in zip(other.numbers, other.rounds, strict=True)
+            if number in own
+        ]
 
     @property
     def noisy(self) -> bool:
@@ -184,10 +111,11 @@ def measure(
 ) -> dict[T, Timing | Exception]:
     """Time each task in `rounds` turns of at least its number of calls and about `TURN`.
 
-    `limit`: seconds that those turns should take a task on average; slow ones bring the rounds
-    down, to three at least. Up to as many again are run where some were noisy, or a median's
-    interval reaches further than `STEADY` to either side on average. What a task raises is its
-    result; the others go on.
+    `limit`: seconds that those turns should take a task on average; slow ones bring their number
+    down, to three at least. For at most `PATIENCE` seconds further ones are taken: up to twice as
+    many in all where the machine was noisy, `MOST_TURNS` times where the threads' cores were apart,
+    and up to twice as many good ones where a median's interval reaches further than `STEADY` to
+    either side. What a task raises is its result; the others go on.
     """
     first: dict[T, float] = {}
     failed: dict[T, Timing | Exception] = {}
@@ -204,66 +132,91 @@ def measure(
     if not turn:
         return failed
     together = sum(usual[task] * turn[task] for task in turn)
-    rounds = max(3, min(rounds, math.floor(limit * len(turn) / together)))
-    kept, repeated = _rounds(turn, failed, calibration, rounds, tell)
+    rounds = max(FEWEST, min(rounds, math.floor(limit * len(turn) / together)))
+    taken = _turns(turn, failed, calibration, rounds, tell)
     return failed | {
-        task: Timing(
-            tuple(tuple(taken.times[task]) for taken in kept),
-            noise=max(calibration.opening, *(taken.noise for taken in kept)),
-            first=first[task],
-            repeated=repeated,
-            limit=calibration.limit,
-        )
-        for task in turn
+        task: _timing(turns, first[task], rounds, calibration) for task, turns in taken.items()
     }
 
 
-def _rounds(
-    turn: dict[T, int],
+@dataclass(frozen=True)
+class _Turn:
+    """Seconds of a task's calls in one round, and how the machine was meanwhile."""
+
+    number: int
+    times: tuple[float, ...]
+    beside: Beside
+
+
+def _turns(
+    turn: Mapping[T, int],
     failed: dict[T, Timing | Exception],
     calibration: Calibration,
     rounds: int,
     tell: Tell,
-) -> "tuple[list[_Round[T]], int]":
-    """The rounds that count, and how many were too noisy; tasks that fail change their dict."""
-    quiet: list[_Round[T]] = []
-    busy: list[_Round[T]] = []
-    while turn and (done := len(quiet) + len(busy)) < 2 * rounds:
-        times: dict[T, list[float]] = {}
-        calibration.begin()
-        for task in list(turn)[:: -1 if done % 2 else 1]:
+) -> dict[T, list[_Turn]]:
+    """All turns of each task, until there are enough good ones; `failed` gets those that raise."""
+    taken: dict[T, list[_Turn]] = {task: [] for task in turn}
+    waiting, number, late = list(turn), 0, math.inf
+    calibration.begin()
+    while waiting and time.perf_counter() < late:
+        for task in waiting[:: -1 if number % 2 else 1]:
             try:
-                times[task] = _turn(task, turn[task])
+                times = _turn(task, turn[task])
             except Exception as error:  # for want of memory that was there before, say
                 failed[task] = error
-                del turn[task]
-        taken = _Round(calibration.end(), times)
-        (quiet if taken.noise <= calibration.limit else busy).append(taken)
-        what = "the machine is busy, once more" if taken in busy else "measuring in turn"
-        tell(what, min(len(quiet), rounds), rounds)
-        if len(quiet) >= rounds and _steady(quiet, turn):
-            break
-    if len(quiet) >= rounds:
-        return quiet, len(busy)
-    return sorted(quiet + busy, key=lambda r: r.noise)[:rounds], len(busy)  # the quietest of all
+                del taken[task]
+                calibration.begin()
+            else:
+                taken[task].append(_Turn(number, times, calibration.end()))
+        number += 1
+        if number == rounds:
+            late = time.perf_counter() + PATIENCE
+        waiting = [task for task in taken if not _enough(taken[task], rounds, calibration)]
+        done = min((len(_good(turns, calibration)) for turns in taken.values()), default=rounds)
+        what = "measuring in turn" if number <= rounds else "the machine is restless, once more"
+        tell(what, min(done, rounds), rounds)
+    return taken
 
 
-@dataclass(frozen=True, eq=False)
-class _Round(Generic[T]):
-    """A turn of each task, and the noise beside it."""
-
-    noise: float
-    times: dict[T, list[float]]
+def _good(turns: Iterable[_Turn], calibration: Calibration) -> list[_Turn]:
+    return [taken for taken in turns if calibration.good(taken.beside)]
 
 
-def _steady(rounds: Sequence[_Round[T]], tasks: Iterable[T]) -> bool:
-    """Whether the medians of all tasks are known well enough."""
-    for task in tasks:
-        medians = [statistics.median(taken.times[task]) for taken in rounds]
-        low, high = median_interval(medians) or (min(medians), max(medians))
-        if high - low > 2 * STEADY * statistics.median(medians):
-            return False
-    return True
+def _enough(turns: Sequence[_Turn], rounds: int, calibration: Calibration) -> bool:
+    good = _good(turns, calibration)
+    if len(good) >= 2 * rounds or (len(good) >= rounds and _steady(good)):
+        return True
+    quiet = sum(taken.beside.noise <= calibration.limit for taken in turns)
+    hopeless = calibration.opening > calibration.limit or 2 * quiet < len(turns)
+    return len(turns) >= (2 if hopeless else MOST_TURNS) * rounds
+
+
+def _steady(turns: Sequence[_Turn]) -> bool:
+    """Whether the median is known well enough."""
+    medians = [statistics.median(taken.times) for taken in turns]
+    low, high = median_interval(medians) or (min(medians), max(medians))
+    return high - low <= 2 * STEADY * statistics.median(medians)
+
+
+def _timing(turns: Sequence[_Turn], first: float, rounds: int, calibration: Calibration) -> Timing:
+    """Of the good turns, however few, since the others are of another machine; else of the best."""
+    kept = _good(turns, calibration)
+    if len(kept) < FEWEST:
+        quiet = max(calibration.limit, calibration.opening)
+        by_rank = sorted(turns, key=lambda t: (max(t.beside.noise, quiet), t.beside.meeting))
+        kept = by_rank[:rounds]
+    near = APART * calibration.nearest
+    return Timing(
+        tuple(taken.times for taken in kept),
+        numbers=tuple(taken.number for taken in kept),
+        noise=max(calibration.opening, *(taken.beside.noise for taken in kept)),
+        first=first,
+        repeated=len(turns) - len(kept),
+        limit=calibration.limit,
+        meeting=statistics.median(taken.beside.meeting for taken in kept),
+        apart=sum(taken.beside.meeting > near for taken in kept),
+    )
 
 
 def warm_up(task: Callable[[], None], limit: float = 4.0) -> tuple[float, float]:
@@ -289,11 +242,11 @@ def trial(task: Callable[[], None]) -> float:
     return min(times)
 
 
-def _turn(task: Timed, calls: int) -> list[float]:
+def _turn(task: Timed, calls: int) -> tuple[float, ...]:
     """Times of `calls` calls; where they are short, after one that refills the caches."""
     if calls > 1:
         task()
-    return [_timed(task) for _ in range(calls)]
+    return tuple(_timed(task) for _ in range(calls))
 
 
 def _timed(call: Callable[[], None]) -> float:

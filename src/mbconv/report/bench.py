@@ -62,14 +62,18 @@ def noise_lines(records: Iterable[Record]) -> list[str]:
     if noisy:
         share = f"{len(noisy)} of {len(checked)} figures"
         return [
-            f"warning: the machine was too noisy for {share}, although rounds were run again: a "
+            f"warning: the machine was too noisy for {share}, although turns were taken again: a "
             f"calibration took up to {worst:.2f} times as long as usual. Close other programs "
             "and measure again; until then trust ratios more than milliseconds."
         ]
     again = sum(r.detail["repeated"] for r in checked)
-    extra = f"; {again} noisy rounds were run again" if again else ""
-    within = percent(worst - 1, 0)
-    return [f"the machine was quiet: calibrations within {within}{_pace(checked)}{extra}"]
+    apart = sum(bool(r.detail.get("apart")) for r in checked)
+    text = f"the machine was quiet: calibrations within {percent(worst - 1, 0)}{_pace(checked)}"
+    if again:
+        text += f"; {again} turns beside another program, or with cores apart, were taken again"
+    if apart:
+        text += f"; {apart} of {len(checked)} figures could not do without such turns"
+    return [text]
 
 
 def _pace(records: Iterable[Record]) -> str:
@@ -77,7 +81,9 @@ def _pace(records: Iterable[Record]) -> str:
     paces = [r.detail["pace"] for r in records if "pace" in r.detail]
     if not paces or max(paces) > 1.1 * min(paces):
         return ""
-    return f", float32 products at {median(paces):.0f} GFLOP/s"
+    text = f", float32 products at {median(paces):.0f} GFLOP/s"
+    meetings = [r.detail["meeting"] for r in records if r.detail.get("meeting")]
+    return text + (f", threads meet in {median(meetings):.1f} us" if meetings else "")
 
 
 def _network_lines(records: Sequence[Record]) -> list[str]:

@@ -165,8 +165,7 @@ class Shrinking:
     def _quiet(self) -> bool:
         """Whether nothing else runs on the machine that was just timed on; noted for the plan."""
         assert self.calibration is not None
-        noise, limit = self.calibration.end(), self.calibration.limit
-        self.calibration.begin()
+        noise, limit = self.calibration.end().noise, self.calibration.limit
         self.noise = max(self.noise, noise)
         return noise <= limit
 
