@@ -8,7 +8,16 @@ import time
 import pytest
 import torch
 
-from mbconv.measure.noise import APART, LEAST, MOST, Beside, Calibration, busy_seconds, limit_of
+from mbconv.measure.noise import (
+    APART,
+    LEAST,
+    MOST,
+    PIECES,
+    Beside,
+    Calibration,
+    busy_seconds,
+    limit_of,
+)
 
 
 def test_the_limit_of_a_calibration_follows_its_spread() -> None:
@@ -38,10 +47,10 @@ def test_another_program_is_seen_whatever_the_calibration_says() -> None:
             loop.wait()
 
 
-def test_the_pace_is_that_of_the_product_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pace_is_that_of_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**6))  # every look at the clock takes a second
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
-    assert Calibration(checks=3).pace == pytest.approx(2e-9 * 512**3)
+    assert Calibration(checks=3).pace == pytest.approx(2e-9 * 512**3 * PIECES)
 
 
 def test_the_nearest_meeting_is_that_of_all_checks() -> None:

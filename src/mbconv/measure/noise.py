@@ -21,7 +21,7 @@ import torch
 
 from mbconv.measure.ceilings import synchronise
 
-PIECES = 24  # products and copies of a check: some 50 ms, ten slices of the scheduler
+PIECES = 36  # products of a check: some 50 ms, ten slices of the scheduler
 OPENING = 30  # checks; a second or two
 LEAST, MOST = 1.2, 1.4  # of the limit: a core shared with one program makes 1.5 at least
 MEETINGS = 100  # of a check
@@ -44,11 +44,13 @@ class Beside:
 
 
 class Calibration:
-    """Times a fixed matrix product and copy before and after what is measured.
+    """Times a fixed matrix product before and after what is measured.
+
+    No copy: where two cores share a cache it is slower, and all else is quicker.
 
     `reference` is the median of an opening series, in seconds. `limit` says how many times that a
     check may take: twice as far above the median as nine tenths of the opening reach, since that
-    much is this machine's own jitter; between `LEAST` and `MOST`. `pace` is what the product alone
+    much is this machine's own jitter; between `LEAST` and `MOST`. `pace` is what the product
     reached in the median of all checks, in GFLOP/s: virtual machines change theirs from one minute
     to the next with nobody at work in them, and figures of two runs compare at equal pace.
     `nearest` is how long threads take to meet at best, in seconds: one check in twenty is below.
@@ -57,7 +59,6 @@ class Calibration:
     def __init__(self, device: str = "cpu", checks: int = OPENING) -> None:
         self.device = device
         self._a = torch.full((512, 512), 0.5, device=device)
-        self._x, self._y = torch.zeros(2, 2**22, device=device)
         self._tiny = torch.zeros(_GRAIN * torch.get_num_threads(), dtype=torch.uint8)
         self._products: list[float] = []
         self._meetings: list[float] = []  # in order of length
@@ -101,17 +102,14 @@ class Calibration:
         return Beside(seconds / self.reference, meeting)
 
     def _seconds(self) -> float:
-        """Of a product and a copy, on average."""
-        start, products = time.perf_counter(), 0.0
+        """Of a product, on average."""
+        start = time.perf_counter()
         for _ in range(PIECES):
-            begun = time.perf_counter()
             self._a @ self._a
             synchronise(self.device)
-            products += time.perf_counter() - begun
-            self._y.copy_(self._x)
-            synchronise(self.device)
-        self._products.append(products / PIECES)
-        return (time.perf_counter() - start) / PIECES
+        seconds = (time.perf_counter() - start) / PIECES
+        self._products.append(seconds)
+        return seconds
 
     def _meeting(self) -> float:
         """Of the threads, after next to no work each; 0 where there is one, or a GPU."""
