@@ -38,11 +38,11 @@ from mbconv.weights.model import load
 Prepared = Callable[[Preprocessing], NDArray[np.uint8]]
 Picture = Place | str | bytes | Image.Image | NDArray[Any] | Prepared
 Logits = NDArray[np.float32]
+_Read = tuple[str, NDArray[np.uint8] | None, str | None]  # source, pixels, or why not
 
 MAX_BATCH = 32  # larger ones are hardly faster
-_BUSY = 0.5  # of the reading threads' time: below it the files are what takes long
-_Read = tuple[str, NDArray[np.uint8] | None, str | None]  # source, pixels, reason
 LARGEST_MAP = 80_000_000  # bytes of the largest map of a batch on a CPU; some three live at once
+_BUSY = 0.5  # of the reading threads' time: below it the files are what takes long
 
 
 @dataclass(frozen=True)
