@@ -26,6 +26,7 @@ from mbconv.kernels.block import block as block_operator
 from mbconv.kernels.conv_norm_act import conv_norm_act
 from mbconv.kernels.depthwise import depthwise
 from mbconv.nn import ConvNormAct, MBConvBlock, MBConvNet, build
+from mbconv.nn.fusable import branch
 
 Grads = dict[str, Tensor]
 FUSED_ACTS = [act for act in get_args(Activation) if act != "gelu"]
@@ -477,6 +478,19 @@ def test_a_block_that_is_used_twice_updates_twice() -> None:
     assert found["stages.1.block.project.norm.num_batches_tracked"] == 2
     for name, value in statistics(wanted).items():
         torch.testing.assert_close(found[name], value)
+
+
+def test_a_block_whose_convolutions_share_a_norm() -> None:
+    block = narrow(Block(channels=8), 8).double().train()
+    expand, middle, _ = branch(block)
+    assert expand is not None
+    expand.norm = middle.norm
+    wanted, x = copy.deepcopy(block), torch.randn(2, 8, 6, 6, dtype=torch.float64)
+    plain(lambda: wanted(x))
+    kernels.use("reference")
+    block(x)
+    for name, value in statistics(wanted).items():
+        torch.testing.assert_close(statistics(block)[name], value)
 
 
 def test_what_ran_before_an_error_is_updated() -> None:

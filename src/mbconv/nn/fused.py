@@ -215,7 +215,8 @@ def _update(norms: list[Any], statistics: Tensor, counts: list[int]) -> None:
 @torch.no_grad()
 def _update_now(updates: list[_Update]) -> None:
     norms = [norm for update in updates for norm in update.norms]
-    if len(set(norms)) < len(norms):  # a part that is used twice: one after the other
+    twice = len(set(norms)) < len(norms)  # a part that is used again: one after the other
+    if twice and len(updates) > 1:
         for update in updates:
             _update_now([update])
         return
