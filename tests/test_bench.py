@@ -43,7 +43,7 @@ class Quiet:
     """A calibration that answers from a list, then that all is quiet and the threads are near."""
 
     limit, opening, nearest = 1.2, 1.0, 1e-6
-    good = Calibration.good
+    good, near = Calibration.good, Calibration.near
 
     def __init__(self, *answers: float, meetings: Sequence[float] = ()) -> None:
         self.answers, self.meetings = list(answers), list(meetings)

@@ -14,7 +14,7 @@ PACKAGE = Path(mbconv.__file__).parent
 STOREYS = (
     ("errors",),
     ("files",),
-    ("record", "preprocessing", "interval"),
+    ("record", "preprocessing", "interval", "cores"),
     ("arch",),
     ("kernels",),
     ("nn",),

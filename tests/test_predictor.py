@@ -185,7 +185,7 @@ def test_a_processor_reads_ahead_where_cores_are_idle(
     clock = iter(range(10**6))
     monkeypatch.setattr(predictor_module, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(predictor_module, "process_time", lambda: busy * float(next(clock)))
-    monkeypatch.setattr(predictor_module, "_cores", lambda: 2)
+    monkeypatch.setattr(predictor_module, "usable_cores", lambda: 2)
     monkeypatch.setattr(Predictor, "_timed", lambda self, picture: (self.prepare(picture), 0.0))
     taken = 0
 

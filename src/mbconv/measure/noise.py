@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from mbconv.measure.ceilings import synchronise
+from mbconv.measure.ceilings import seconds, synchronise
 
 PIECES = 36  # products of a check: some 50 ms, ten slices of the scheduler
 OPENING = 30  # checks; a second or two
@@ -86,7 +86,11 @@ class Calibration:
 
     def good(self, beside: Beside) -> bool:
         """Whether nothing disturbed the work, and its threads were as near as they ever were."""
-        return beside.noise <= self.limit and beside.meeting <= APART * self.nearest
+        return beside.noise <= self.limit and self.near(beside)
+
+    def near(self, beside: Beside) -> bool:
+        """Whether the threads' cores were about as near as they ever were."""
+        return beside.meeting <= APART * self.nearest
 
     @property
     def nearest(self) -> float:
@@ -97,9 +101,9 @@ class Calibration:
         return 2e-9 * len(self._a) ** 3 / statistics.median(self._products)
 
     def _check(self) -> Beside:
-        seconds, meeting = self._seconds(), self._meeting()
+        product, meeting = self._seconds(), self._meeting()
         insort(self._meetings, meeting)
-        return Beside(seconds / self.reference, meeting)
+        return Beside(product / self.reference, meeting)
 
     def _seconds(self) -> float:
         """Of a product, on average."""
@@ -107,20 +111,14 @@ class Calibration:
         for _ in range(PIECES):
             self._a @ self._a
             synchronise(self.device)
-        seconds = (time.perf_counter() - start) / PIECES
-        self._products.append(seconds)
-        return seconds
+        self._products.append((time.perf_counter() - start) / PIECES)
+        return self._products[-1]
 
     def _meeting(self) -> float:
         """Of the threads, after next to no work each; 0 where there is one, or a GPU."""
         if self.device != "cpu" or torch.get_num_threads() == 1:
             return 0.0
-        times = []
-        for _ in range(MEETINGS):
-            start = time.perf_counter()
-            self._tiny.add_(1)
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        return seconds(lambda: self._tiny.add_(1), MEETINGS)
 
 
 def limit_of(opening: list[float]) -> float:

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from mbconv.measure.noise import APART, LEAST, Beside, Calibration
+from mbconv.measure.noise import LEAST, Beside, Calibration
 
 TURN = 0.3  # seconds that a task's turn takes at least
 STEADY = 0.03  # a median's relative uncertainty, below which no further turns are taken
@@ -206,7 +206,6 @@ def _timing(turns: Sequence[_Turn], first: float, rounds: int, calibration: Cali
         quiet = max(calibration.limit, calibration.opening)
         by_rank = sorted(turns, key=lambda t: (max(t.beside.noise, quiet), t.beside.meeting))
         kept = by_rank[:rounds]
-    near = APART * calibration.nearest
     return Timing(
         tuple(taken.times for taken in kept),
         numbers=tuple(taken.number for taken in kept),
@@ -215,7 +214,7 @@ def _timing(turns: Sequence[_Turn], first: float, rounds: int, calibration: Cali
         repeated=len(turns) - len(kept),
         limit=calibration.limit,
         meeting=statistics.median(taken.beside.meeting for taken in kept),
-        apart=sum(taken.beside.meeting > near for taken in kept),
+        apart=sum(not calibration.near(taken.beside) for taken in kept),
     )
 
 

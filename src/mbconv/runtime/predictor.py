@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mbconv.arch.cost import cost
 from mbconv.arch.spec import Spec
+from mbconv.cores import usable_cores
 from mbconv.data.decode import MAX_PIXELS, Unreadable, decode, to_rgb
 from mbconv.data.place import Place
 from mbconv.data.transform import normalise, prepare
@@ -182,7 +183,7 @@ class Predictor:
                 batch = [self._read(*waiting.popleft()) for _ in range(self.batch_size) if waiting]
                 waited, busy = perf_counter() - started, process_time() - begun
                 self.timing.waited += waited
-                ahead = ahead or busy < _BUSY * waited * min(self.threads, _cores())
+                ahead = ahead or busy < _BUSY * waited * min(self.threads, usable_cores())
                 yield from self._outputs(batch)
         finally:
             pool.shutdown(cancel_futures=True)  # whoever closes a cache must find nobody reading
@@ -233,7 +234,7 @@ class Predictor:
     def _computes_elsewhere(self) -> bool:
         """Whether there is something to compute with while all reading threads are at work."""
         small = self.batch_size < self.threads  # one by one, they would not read at once
-        return self.device.type != "cpu" or self.threads < _cores() or small
+        return self.device.type != "cpu" or self.threads < usable_cores() or small
 
     def _timed(self, picture: Picture) -> tuple[NDArray[np.uint8], float]:
         started = perf_counter()
@@ -277,13 +278,6 @@ def _source(picture: Picture, number: int) -> str:
     """A path as it was given, a place in a file; for all that has no name its number, from 1."""
     nameless = callable(picture) or isinstance(picture, bytes | Image.Image | np.ndarray)
     return f"picture {number + 1}" if nameless else str(picture)
-
-
-def _cores() -> int:
-    """Those that this process may use; a cluster may lend it some only."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

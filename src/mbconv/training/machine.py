@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mbconv.cores import usable_cores
 from mbconv.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,9 +69,7 @@ def plain_machine(device: str, processes: int = 1) -> Machine:
     `processes` of a run share this computer's cores. torchrun sets OMP_NUM_THREADS to 1 where it
     is not set, so that only another number is the user's.
     """
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # a cluster may lend a job some of the cores only
-        cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if processes == 1:
         workers = min(cores, 8, max(2, cores // 2))  # two were never slower than one (LOG.md)
         return Machine(device=device, threads=torch.get_num_threads(), workers=workers)
