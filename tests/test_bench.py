@@ -43,12 +43,15 @@ class Quiet:
     """A calibration that answers from a list, then that all is quiet and the threads are near."""
 
     limit, opening, nearest = 1.2, 1.0, 1e-6
-    good, near = Calibration.good, Calibration.near
+    good, near, quiet = Calibration.good, Calibration.near, Calibration.quiet
 
     def __init__(self, *answers: float, meetings: Sequence[float] = ()) -> None:
         self.answers, self.meetings = list(answers), list(meetings)
 
     def begin(self) -> None:
+        pass
+
+    def remember(self) -> None:
         pass
 
     def end(self) -> Beside:
@@ -195,6 +198,26 @@ def test_cores_that_stay_apart_are_told_but_no_noise(clock: Clock) -> None:
     assert (len(found.rounds), found.apart, found.repeated) == (3, 3, 9)
     assert found.meeting == 2e-6  # the nearest there were
     assert not found.noisy
+
+
+@pytest.mark.parametrize(("longer", "counted"), [(0.01, 10), (0.05, 4)])
+def test_turns_with_the_cores_apart_count_where_they_are_as_quick(
+    clock: Clock, longer: float, counted: int
+) -> None:
+    """Two of three turns apart: all make the median of a task that does not mind, else the near."""
+    meetings = [1e-6, 2e-6, 2e-6] * 8
+
+    class Minding(Fake):
+        def __call__(self) -> None:
+            self.seconds = 0.5 * (1 if meetings[-len(quiet.meetings)] < 2e-6 else 1 + longer)
+            super().__call__()
+
+    quiet = Quiet(meetings=meetings)
+    task = Minding(clock, 0.5, [], "a")
+    found = measured([task], quiet, rounds=6)[task]
+    assert (len(found.rounds), found.apart) == (counted, 0)
+    assert found.repeated == 10 - counted
+    assert found.median == pytest.approx(0.5 if counted == 4 else 0.505)
 
 
 def test_patience_with_the_cores_ends(clock: Clock) -> None:

@@ -1,13 +1,17 @@
 """The noise check: what it takes for jitter, and what for another program."""
 
+import math
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from mbconv.data import cache
+from mbconv.measure import meeting
 from mbconv.measure.noise import (
     APART,
     LEAST,
@@ -63,6 +67,50 @@ def test_the_nearest_meeting_is_that_of_all_checks() -> None:
     assert not calibration.good(Beside(1.0, 7e-6))
     assert calibration.good(Beside(1.0, APART * 4e-6))
     assert not calibration.good(Beside(calibration.limit + 0.01, 4e-6))
+
+
+def test_a_run_knows_what_another_one_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has its cores apart from the first to the last check can then say so."""
+    monkeypatch.setenv("MBCONV_CACHE", str(tmp_path / "cache"))
+    near, apart = Calibration(checks=3), Calibration(checks=3)
+    near._meetings[:], apart._meetings[:] = [4e-6] * 20, [7e-6] * 20
+    assert apart.good(Beside(1.0, 7e-6))
+    near.remember()
+    apart.remember()  # changes nothing
+    assert meeting.recall() == 4e-6
+    late = Calibration(checks=3)
+    late._meetings[:] = [7e-6] * 20
+    assert not late.good(Beside(1.0, 7e-6))
+    late._meetings[:] = [3e-6] * 20
+    assert late.nearest == 3e-6
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"seconds": "soon"}', '{"seconds": -1}'])
+def test_what_is_damaged_or_old_is_not_known(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MBCONV_CACHE", str(tmp_path))
+    meeting.remember(4e-6)
+    assert meeting.recall() == 4e-6
+    (path,) = tmp_path.iterdir()
+    yesterday = time.time() - meeting.FRESH - 60
+    os.utime(path, (yesterday, yesterday))
+    assert meeting.recall() == math.inf
+    path.write_text(content)
+    assert meeting.recall() == math.inf
+    meeting.remember(5e-6)
+    assert meeting.recall() == 5e-6
+    assert cache.clear() > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_let_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MBCONV_CACHE", str(tmp_path / "file" / "cache"))
+    meeting.remember(4e-6)
+    assert meeting.recall() == math.inf
 
 
 def test_one_thread_meets_nobody() -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 import platformdirs
 
 # The only names that `clear` touches: audits, indexes of shards, decoded pictures, downloads,
-# marks of programs.
+# marks of programs, how near threads were.
 _OURS = (
     "audit-*.sqlite*", "shard-*.json", "pictures-*", "downloads/*/*", "sets/**/*", "exported/*",
+    "threads-*.json",
 )  # fmt: skip
 
 

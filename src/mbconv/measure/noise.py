@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from mbconv.measure.ceilings import seconds, synchronise
+from mbconv.measure.meeting import recall, remember
 
 PIECES = 36  # products of a check: some 50 ms, ten slices of the scheduler
 OPENING = 30  # checks; a second or two
@@ -53,7 +54,8 @@ class Calibration:
     much is this machine's own jitter; between `LEAST` and `MOST`. `pace` is what the product
     reached in the median of all checks, in GFLOP/s: virtual machines change theirs from one minute
     to the next with nobody at work in them, and figures of two runs compare at equal pace.
-    `nearest` is how long threads take to meet at best, in seconds: one check in twenty is below.
+    `nearest` is how long threads take to meet at best, in seconds: one check in twenty is below,
+    or the best of another run of the day.
     """
 
     def __init__(self, device: str = "cpu", checks: int = OPENING) -> None:
@@ -62,6 +64,7 @@ class Calibration:
         self._tiny = torch.zeros(_GRAIN * torch.get_num_threads(), dtype=torch.uint8)
         self._products: list[float] = []
         self._meetings: list[float] = []  # in order of length
+        self._known = recall()
         self._seconds()  # warms up
         self._products.clear()
         started = _Others()
@@ -86,7 +89,11 @@ class Calibration:
 
     def good(self, beside: Beside) -> bool:
         """Whether nothing disturbed the work, and its threads were as near as they ever were."""
-        return beside.noise <= self.limit and self.near(beside)
+        return self.quiet(beside) and self.near(beside)
+
+    def quiet(self, beside: Beside) -> bool:
+        """Whether nothing disturbed the work."""
+        return beside.noise <= self.limit
 
     def near(self, beside: Beside) -> bool:
         """Whether the threads' cores were about as near as they ever were."""
@@ -94,7 +101,12 @@ class Calibration:
 
     @property
     def nearest(self) -> float:
-        return self._meetings[len(self._meetings) // 20]
+        return min(self._known, self._meetings[len(self._meetings) // 20])
+
+    def remember(self) -> None:
+        """Let the next runs know how near the threads were."""
+        if self.nearest > 0:
+            remember(self.nearest)
 
     @property
     def pace(self) -> float:

@@ -4,7 +4,8 @@ All tasks live in one process and take turns, round by round, in alternating ord
 happens to the machine happens to all of them. Machines change their pace for tens of seconds, so
 the turns of a task are spread over as long a time as there is. A turn beside which the calibration
 was slow, or the threads further apart than at other times, is taken again; where that does not
-help, the result says so.
+help, the result says so. Turns with the threads apart count where they are as quick as the others:
+more of them make a surer median.
 """
 
 import math
@@ -21,6 +22,8 @@ from mbconv.measure.noise import LEAST, Beside, Calibration
 TURN = 0.3  # seconds that a task's turn takes at least
 STEADY = 0.03  # a median's relative uncertainty, below which no further turns are taken
 FEWEST = 3  # turns that a figure is made of
+NEAR = 2 / 3  # of the wanted turns that must have had the threads near
+SAME = 1.03  # times as long with the threads apart, below which that is no matter
 MOST_TURNS = 4  # times as many as wanted, where the threads' cores are seldom near
 PATIENCE = 240.0  # seconds that turns beyond the wanted ones take, of all tasks together
 Tell = Callable[[str, int, int], None]  # what is done, rounds done, rounds in all
@@ -51,7 +54,7 @@ class Timing:
     numbers: tuple[int, ...] = ()  # of the rounds that the turns were in
     limit: float = LEAST
     meeting: float = 0.0  # seconds that threads took to meet, in the median
-    apart: int = 0  # turns among `rounds` whose threads were further apart than at other times
+    apart: int = 0  # turns among `rounds` that had the threads apart, for want of others
 
     @property
     def calls(self) -> list[float]:
@@ -113,9 +116,10 @@ def measure(
 
     `limit`: seconds that those turns should take a task on average; slow ones bring their number
     down, to three at least. For at most `PATIENCE` seconds further ones are taken: up to twice as
-    many in all where the machine was noisy, `MOST_TURNS` times where the threads' cores were apart,
-    and up to twice as many good ones where a median's interval reaches further than `STEADY` to
-    either side. What a task raises is its result; the others go on.
+    many in all where the machine was noisy, `MOST_TURNS` times where the threads' cores were apart
+    (until a share of `NEAR` was not), and up to twice as many good ones where a median's interval
+    reaches further than `STEADY` to either side. What a task raises is its result; the others go
+    on.
     """
     first: dict[T, float] = {}
     failed: dict[T, Timing | Exception] = {}
@@ -134,6 +138,7 @@ def measure(
     together = sum(usual[task] * turn[task] for task in turn)
     rounds = max(FEWEST, min(rounds, math.floor(limit * len(turn) / together)))
     taken = _turns(turn, failed, calibration, rounds, tell)
+    calibration.remember()
     return failed | {
         task: _timing(turns, first[task], rounds, calibration) for task, turns in taken.items()
     }
@@ -183,12 +188,16 @@ def _good(turns: Iterable[_Turn], calibration: Calibration) -> list[_Turn]:
     return [taken for taken in turns if calibration.good(taken.beside)]
 
 
+def _quiet(turns: Iterable[_Turn], calibration: Calibration) -> list[_Turn]:
+    return [taken for taken in turns if calibration.quiet(taken.beside)]
+
+
 def _enough(turns: Sequence[_Turn], rounds: int, calibration: Calibration) -> bool:
-    good = _good(turns, calibration)
-    if len(good) >= 2 * rounds or (len(good) >= rounds and _steady(good)):
+    good, quiet = _good(turns, calibration), _quiet(turns, calibration)
+    near = max(FEWEST, math.ceil(NEAR * rounds))
+    if len(good) >= 2 * rounds or (len(quiet) >= rounds and len(good) >= near and _steady(good)):
         return True
-    quiet = sum(taken.beside.noise <= calibration.limit for taken in turns)
-    hopeless = calibration.opening > calibration.limit or 2 * quiet < len(turns)
+    hopeless = calibration.opening > calibration.limit or 2 * len(quiet) < len(turns)
     return len(turns) >= (2 if hopeless else MOST_TURNS) * rounds
 
 
@@ -200,12 +209,7 @@ def _steady(turns: Sequence[_Turn]) -> bool:
 
 
 def _timing(turns: Sequence[_Turn], first: float, rounds: int, calibration: Calibration) -> Timing:
-    """Of the good turns, however few, since the others are of another machine; else of the best."""
-    kept = _good(turns, calibration)
-    if len(kept) < FEWEST:
-        quiet = max(calibration.limit, calibration.opening)
-        by_rank = sorted(turns, key=lambda t: (max(t.beside.noise, quiet), t.beside.meeting))
-        kept = by_rank[:rounds]
+    kept, apart = _kept(turns, rounds, calibration)
     return Timing(
         tuple(taken.times for taken in kept),
         numbers=tuple(taken.number for taken in kept),
@@ -214,8 +218,32 @@ def _timing(turns: Sequence[_Turn], first: float, rounds: int, calibration: Cali
         repeated=len(turns) - len(kept),
         limit=calibration.limit,
         meeting=statistics.median(taken.beside.meeting for taken in kept),
-        apart=sum(not calibration.near(taken.beside) for taken in kept),
+        apart=apart,
     )
+
+
+def _kept(
+    turns: Sequence[_Turn], rounds: int, calibration: Calibration
+) -> tuple[Sequence[_Turn], int]:
+    """The turns that a figure is made of, and how many of them should not count.
+
+    The good ones, however few, since the others are of another machine, unless they are as quick;
+    else the best there are.
+    """
+    good, quiet = _good(turns, calibration), _quiet(turns, calibration)
+    apart = [taken for taken in quiet if not calibration.near(taken.beside)]
+    if len(good) < FEWEST:
+        limit = max(calibration.limit, calibration.opening)
+        by_rank = sorted(turns, key=lambda t: (max(t.beside.noise, limit), t.beside.meeting))
+        kept = by_rank[:rounds]
+        return kept, sum(not calibration.near(taken.beside) for taken in kept)
+    if len(apart) >= FEWEST and _median(apart) < SAME * _median(good):
+        return quiet, 0
+    return good, 0
+
+
+def _median(turns: Iterable[_Turn]) -> float:
+    return statistics.median(statistics.median(taken.times) for taken in turns)
 
 
 def warm_up(task: Callable[[], None], limit: float = 4.0) -> tuple[float, float]:
