@@ -1,6 +1,6 @@
 """The compiled block: parts of a batch, threads, and the reference in float64."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -34,7 +34,8 @@ def case(kind: str, *, gate: bool, frozen: bool, lean: bool, batch: int = 9) -> 
     running = torch.rand(2, norms) + 0.5 if frozen else None
     keep = torch.rand(batch) + 0.5
     kinds = ("silu", "relu", "hard_sigmoid" if lean else "sigmoid")
-    return [*tensors, running, *squeeze, keep, *kinds, [5, 1, 2, 2], 1e-3, frozen, lean]
+    kept = "lean" if lean else "all"
+    return [*tensors, running, *squeeze, keep, *kinds, [5, 1, 2, 2], 1e-3, frozen, kept]
 
 
 def computed(arguments: list[Any], dtype: torch.dtype) -> list[Tensor]:
@@ -96,3 +97,28 @@ def test_one_sample_is_a_part() -> None:
         wanted = computed(arguments, torch.float64)
         kernels.use("auto")
         agree(found, wanted)
+
+
+@pytest.mark.parametrize("kind", WIDTHS)
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+def test_nothing_is_kept_where_nobody_waits_for_it(
+    kind: str, gate: bool, frozen: bool, mode: Literal["auto", "reference"]
+) -> None:
+    """And what is computed then is the same; by compiled code on any number of threads."""
+    before = torch.get_num_threads()
+    for batch in (1, 2, 9):
+        arguments = case(kind, gate=gate, frozen=frozen, lean=False, batch=batch)
+        for dtype in (torch.float32, torch.bfloat16):
+            x, *rest = arguments[0].to(dtype), *arguments[1:-1]
+            kernels.use(mode)
+            wanted = block(x, *rest, "all")
+            for threads in (1, 2, 3) if mode == "auto" else (before,):
+                torch.set_num_threads(threads)
+                y, e, d, p, *others = block(x, *rest, "none")
+                assert torch.equal(y, wanted[0])
+                assert e.numel() == d.numel() == p.numel() == 0
+                assert all(torch.equal(a, b) for a, b in zip(others, wanted[4:], strict=True))
+            torch.set_num_threads(before)
+            kernels.use("auto")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -62,24 +63,35 @@ CASES = {
 }
 
 
+def constants(case: Case, dtype: torch.dtype) -> Tensor:
+    """Mean and variance [2, C'] of frozen norms."""
+    return torch.linspace(0.5, 1.5, 2 * case.out, dtype=dtype).view(2, -1)
+
+
 def computed(
     case: Case, tensors: tuple[Tensor, ...], dtype: torch.dtype, *, pooled: bool, need_dx: bool,
-    act: str = "silu",
+    act: str = "silu", frozen: bool = False,
 ) -> list[Tensor]:  # fmt: skip
-    """Output, statistics, and the gradients at weight, affine and perhaps x."""
+    """Output, statistics (none where they are `frozen`), and the gradients at weight, affine and
+    perhaps x."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     x = tensors[0].to(dtype).requires_grad_(need_dx)
     weight, affine = (t.to(wide).requires_grad_() for t in tensors[1:])
-    y, _, statistics = conv_norm_act(x, weight, affine, act, case.geometry, 1e-3, pooled)
+    running = constants(case, wide) if frozen else None
+    y, _, statistics = conv_norm_act(
+        x, weight, affine, running, act, case.geometry, 1e-3, pooled, True
+    )
     torch.manual_seed(1)
     loss = (y * torch.randn(y.shape, dtype=torch.float64).to(y.dtype)).sum()
     learnt = [weight, affine, *([x] if need_dx else [])]
-    return [y.detach(), statistics, *torch.autograd.grad(loss, learnt)]
+    known = [] if frozen else [statistics]
+    return [y.detach(), *known, *torch.autograd.grad(loss, learnt)]
 
 
 def by_torch(
-    case: Case, tensors: tuple[Tensor, ...], dtype: torch.dtype, *, need_dx: bool, act: Act = "silu"
-) -> list[Tensor]:
+    case: Case, tensors: tuple[Tensor, ...], dtype: torch.dtype, *, need_dx: bool,
+    act: Act = "silu", frozen: bool = False,
+) -> list[Tensor]:  # fmt: skip
     """Output and gradients of the plain functions, every map stored as `dtype`."""
     x, weight, affine = (t.clone().requires_grad_() for t in tensors)
     kernel, stride, top, left, _ = case.geometry
@@ -88,7 +100,8 @@ def by_torch(
     pads = (left, reach[1] - case.size[1] - left, top, reach[0] - case.size[0] - top)
     groups = case.into if case.depthwise else 1
     c = F.conv2d(F.pad(x.to(dtype), pads), weight.to(dtype), stride=stride, groups=groups)
-    z = F.batch_norm(c, None, None, affine[0], affine[1], training=True, eps=1e-3)
+    running = constants(case, affine.dtype) if frozen else (None, None)
+    z = F.batch_norm(c, *running, affine[0], affine[1], training=not frozen, eps=1e-3)
     y = value_of(z, act)
     torch.manual_seed(1)
     loss = (y * torch.randn(y.shape, dtype=torch.float64).to(y.dtype)).sum()
@@ -108,41 +121,70 @@ def errors(found: list[Tensor], wanted: list[Tensor]) -> list[float]:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("need_dx", [False, True])
-def test_native_is_the_reference_in_float64(name: str, pooled: bool, need_dx: bool) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_native_is_the_reference_in_float64(
+    name: str, pooled: bool, need_dx: bool, frozen: bool
+) -> None:
     case = CASES[name]
     tensors = case.tensors(batch=9)  # makes parts of three
     place = Geometry(*case.geometry)
     assert native_conv.fit(tensors[0], tensors[1], place) == case.compiled
     assert native_conv.fit(*tensors[:2], place, need_dx=True) == (name == "head")
-    found = computed(case, tensors, torch.float32, pooled=pooled, need_dx=need_dx)
+    how: dict[str, Any] = {"pooled": pooled, "need_dx": need_dx, "frozen": frozen}
+    found = computed(case, tensors, torch.float32, **how)
     kernels.use("reference")
-    wanted = computed(case, tensors, torch.float64, pooled=pooled, need_dx=need_dx)
+    wanted = computed(case, tensors, torch.float64, **how)
     assert max(errors(found, wanted)) < 1e-5
 
 
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", CASES)
-def test_the_reference_is_what_torch_computes(name: str) -> None:
+def test_nothing_is_kept_where_nobody_waits_for_it(
+    name: str, dtype: torch.dtype, mode: Literal["auto", "reference"]
+) -> None:
+    kernels.use(mode)
+    case = CASES[name]
+    x, *rest = case.tensors(batch=9)
+    for running in (None, constants(case, torch.float32)):
+        for pooled in (False, True):
+            given = (x.to(dtype), *rest, running, "silu", case.geometry, 1e-3, pooled)
+            y, c, statistics = conv_norm_act(*given, False)
+            wanted, kept, same = conv_norm_act(*given, True)
+            assert torch.equal(y, wanted)
+            assert torch.equal(statistics, same)
+            assert (c.numel(), kept.shape[-1]) == (0, case.out)
+            assert statistics.numel() == (2 * case.out if running is None else 0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_the_reference_is_what_torch_computes(name: str, frozen: bool) -> None:
     """Convolution, batch norm and activation of torch, in float64."""
     case: Case = CASES[name]
     act: Act = "hard_swish"
     kernels.use("reference")
     tensors = tuple(t.double() for t in case.tensors(batch=3))
-    found = computed(case, tensors, torch.float64, pooled=False, need_dx=True, act=act)
-    wanted = by_torch(case, tensors, torch.float64, need_dx=True, act=act)
-    assert max(errors([found[0], *found[2:]], wanted)) < 1e-11
+    how: dict[str, Any] = {"need_dx": True, "act": act, "frozen": frozen}
+    found = computed(case, tensors, torch.float64, pooled=False, **how)
+    wanted = by_torch(case, tensors, torch.float64, **how)
+    assert max(errors([found[0], *found[1 if frozen else 2 :]], wanted)) < 1e-11
 
 
 @native
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_bfloat16_is_as_exact_as_plain_modules(name: str) -> None:
-    case = CASES[name]
+def test_bfloat16_is_as_exact_as_plain_modules(name: str, frozen: bool) -> None:
+    case, first = CASES[name], 1 if frozen else 2  # what comes behind the statistics
     tensors = tuple(t.bfloat16().float() for t in case.tensors(batch=4))
-    found = computed(case, tensors, torch.bfloat16, pooled=False, need_dx=name == "head")
+    how: dict[str, Any] = {"need_dx": name == "head", "frozen": frozen}
+    found = computed(case, tensors, torch.bfloat16, pooled=False, **how)
     kernels.use("reference")
-    wanted = computed(case, tensors, torch.float64, pooled=False, need_dx=name == "head")
-    plain = by_torch(case, tensors, torch.bfloat16, need_dx=name == "head")
-    own = errors([found[0], *found[2:]], [wanted[0], *wanted[2:]])
-    for error, allowed in zip(own, errors(plain, [wanted[0], *wanted[2:]]), strict=True):
+    wanted = computed(case, tensors, torch.float64, pooled=False, **how)
+    plain = by_torch(case, tensors, torch.bfloat16, **how)
+    exact = [wanted[0], *wanted[first:]]
+    own = errors([found[0], *found[first:]], exact)
+    for error, allowed in zip(own, errors(plain, exact), strict=True):
         assert error <= 1.5 * allowed + 1e-3
 
 

@@ -1,6 +1,7 @@
 """Fused blocks against the plain modules: values, gradients, memory, and what must stay plain."""
 
 import copy
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -547,9 +548,15 @@ def test_gradients_lie_in_memory_as_the_weights(mode: Any, need_dx: bool) -> Non
             x = torch.randn(2, channels, 9, 9, requires_grad=need_dx)
             weight = torch.randn(8, channels, 3, 3).to(memory_format=layout).requires_grad_()
             affine = torch.ones(2, 8)
-            y, *_ = conv_norm_act(x, weight, affine, "silu", [3, 2, 1, 1, 1], 1e-3, False)
+            y, *_ = conv_norm_act(
+                x, weight, affine, None, "silu", [3, 2, 1, 1, 1], 1e-3, False, True
+            )
             (grad,) = torch.autograd.grad(y.square().sum(), weight)
             assert grad.stride() == weight.stride()
+
+
+def running_statistics(channels: int) -> Tensor:
+    return torch.rand(2, channels, dtype=torch.float64) + 0.5
 
 
 def numbers(*shape: int) -> Tensor:
@@ -563,8 +570,8 @@ def test_gradients_of_the_reference(act: str) -> None:
     check = torch.autograd.gradcheck
     for triple in ([1, 1, 0, 0, 1], [3, 2, 1, 1, 1]):
         weights = numbers(2, 4, triple[0], triple[0]), numbers(2, 2)
-        for pooled in (False, True):
-            rest = (act, triple, 1e-3, pooled)
+        for pooled, running in itertools.product((False, True), (None, running_statistics(2))):
+            rest = (running, act, triple, 1e-3, pooled, True)
             assert check(lambda *a, rest=rest: conv_norm_act(*a, *rest)[0], (x, *weights))
     for geometry in ([3, 1, 1, 1], [5, 2, 1, 2], [3, 2, 0, 1]):
         weight = numbers(4, 1, geometry[0], geometry[0])
@@ -591,7 +598,7 @@ def block_arguments(dtype: torch.dtype, *, gate: bool, frozen: bool, lean: bool)
         [3, 1, 1, 1],
         1e-3,
         True,
-        lean,
+        "lean" if lean else "all",
     ]
 
 
@@ -614,15 +621,37 @@ def test_operators_keep_torchs_rules(dtype: torch.dtype) -> None:
     weight = torch.randn(4, 1, 3, 3, dtype=dtype, requires_grad=True)
     head = torch.randn(4, 4, 1, 1, dtype=dtype, requires_grad=True)
     stem = torch.randn(4, 4, 3, 3, dtype=dtype, requires_grad=True)
+    running = running_statistics(4).to(dtype)
+    free = [x.detach(), head.detach(), affine.detach()]
+    without = [a.detach() if isinstance(a, Tensor) else a
+               for a in block_arguments(dtype, gate=True, frozen=True, lean=True)]  # fmt: skip
     calls: list[tuple[Any, list[Any]]] = [
-        (conv_norm_act, [x, head, affine, "silu", [1, 1, 0, 0, 1], 1e-3, True]),
-        (conv_norm_act, [x.detach(), stem, affine, "silu", [3, 2, 1, 1, 1], 1e-3, False]),
+        (conv_norm_act, [x, head, affine, None, "silu", [1, 1, 0, 0, 1], 1e-3, True, True]),
+        (
+            conv_norm_act,
+            [x.detach(), stem, affine, None, "silu", [3, 2, 1, 1, 1], 1e-3, False, True],
+        ),
+        (conv_norm_act, [x, head, affine, running, "silu", [1, 1, 0, 0, 1], 1e-3, True, True]),
+        (conv_norm_act, [*free, running, "silu", [1, 1, 0, 0, 1], 1e-3, False, False]),
         (depthwise, [x, weight, None, [3, 2, 1, 1]]),
         (block_operator, block_arguments(dtype, gate=True, frozen=False, lean=False)),
         (block_operator, block_arguments(dtype, gate=False, frozen=True, lean=True)),
+        (block_operator, [*without[:-1], "none"]),
     ]
     for operator, arguments in calls:
         torch.library.opcheck(operator, tuple(arguments), test_utils=checks)
+
+
+def test_a_pass_that_kept_nothing_has_no_backward() -> None:
+    arguments = block_arguments(torch.float32, gate=True, frozen=True, lean=True)
+    calls = [
+        block_operator(*arguments[:-1], "none"),
+        conv_norm_act(arguments[0], torch.randn(4, 3, 1, 1), torch.randn(2, 4),
+                      running_statistics(4), "silu", [1, 1, 0, 0, 1], 1e-3, False, False),
+    ]  # fmt: skip
+    for y, *_ in calls:
+        with pytest.raises(RuntimeError, match="kept no maps"):
+            y.sum().backward()
 
 
 # The choice

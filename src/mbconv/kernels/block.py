@@ -29,6 +29,7 @@ from mbconv.kernels.parts import (
     output_moments,
     per_channel,
     present,
+    waited_for,
     widths,
 )
 from mbconv.kernels.reference import Geometry
@@ -53,7 +54,7 @@ def block(
     geometry: list[int],
     eps: float,
     residual: bool,
-    lean: bool,
+    kept: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """MBConv: expand, norm, act, depthwise, norm, act, gate, project, norm, drop-path, shortcut.
 
@@ -67,7 +68,8 @@ def block(
 
     Returns y [N, C', H', W'], and without gradient: e, d, p ([N, H, W, channels]), the batch's
     statistics [2, sum of widths], the gate's means [N, E], mean and covariance of a narrow x
-    [1 + C, C]; empty where there is none (e also when `lean`, which recomputes it).
+    [1 + C, C]; empty where there is none. `kept`: "all" maps for backward, "lean" all but e, which
+    is recomputed, or "none" of e, d and p, and there is no backward.
     """
     k, maps, place = backend(x), channels_last(x), Geometry(*geometry)
     own = Parameters(
@@ -77,7 +79,7 @@ def block(
     )  # fmt: skip
     if k is native and own.fit(x):
         narrow = expand is not None and is_narrow(expand)
-        return native_block.forward(maps, own, running, lean, narrow)
+        return native_block.forward(maps, own, running, kept, narrow)
     given = None if running is None else running.to(wide(x))
     norms = Norms(affine.to(wide(x)), given, eps, widths(expand, depthwise, project))
     kind, learnt, spread = act_named(act), given is None, nothing(affine.to(wide(x)))
@@ -92,7 +94,7 @@ def block(
             output_moments(spread, expand, x.dtype) if spread.numel() else k.moments(whole)
         ))  # fmt: skip
         d, moments = convolve(k, whole, first, kind, depthwise, place, learnt)
-        e = e if lean else whole
+        e = whole if kept == "all" else e
     second = norms.next(lambda: moments)
     gate = present(gate_reduce, gate_reduce_bias, gate_expand, gate_expand_bias)
     scale = pooled = None
@@ -106,8 +108,8 @@ def block(
     return (
         y.permute(0, 3, 1, 2),
         e,
-        d,
-        p,
+        nothing(x) if kept == "none" else d,
+        nothing(x) if kept == "none" else p,
         torch.cat(norms.taken, 1) if norms.taken else nothing(third),
         nothing(third) if pooled is None else pooled,
         spread,
@@ -200,7 +202,7 @@ def _empty_map(x: Tensor, height: int, width: int, channels: int) -> Tensor:
 @fake(block)
 def _(x, expand, depthwise, project, affine, running, gate_reduce, gate_reduce_bias,  # type: ignore[no-untyped-def]
       gate_expand, gate_expand_bias, keep, act, gate_act, gate_sigmoid, geometry, eps, residual,
-      lean):  # fmt: skip
+      kept):  # fmt: skip
     (height, width), middle, out = x.shape[2:], depthwise.shape[0], project.shape[0]
     size = Geometry(*geometry).output(height, width)
     vectors = affine.shape if running is None else (0,)
@@ -209,9 +211,11 @@ def _(x, expand, depthwise, project, affine, running, gate_reduce, gate_reduce_b
     spread = (1 + x.shape[1], x.shape[1]) if narrow else (0,)
     return (
         _empty_map(x, *size, out).permute(0, 3, 1, 2),
-        nothing(x) if expand is None or lean else _empty_map(x, height, width, middle),
-        _empty_map(x, *size, middle),
-        _empty_map(x, *size, out),
+        _empty_map(x, height, width, middle)
+        if expand is not None and kept == "all"
+        else nothing(x),
+        nothing(x) if kept == "none" else _empty_map(x, *size, middle),
+        nothing(x) if kept == "none" else _empty_map(x, *size, out),
         x.new_empty(vectors, dtype=wide(x)),
         x.new_empty(means, dtype=wide(x)),
         x.new_empty(spread, dtype=wide(x)),
@@ -250,8 +254,10 @@ def _grad(ctx, grad, *_):  # type: ignore[no-untyped-def]
     needs = ctx.needs_input_grad[:-1]  # the last is no input of ours
     if grad is None:
         return (None,) * len(needs)
+    saved = ctx.saved_tensors  # to be unpacked once, checkpointing asks
+    waited_for(saved[-3])
     dx, dexpand, ddepthwise, dproject, daffine, *dgate = block_backward(
-        grad, *ctx.saved_tensors, *ctx.numbers, ctx.frozen, needs[0]
+        grad, *saved, *ctx.numbers, ctx.frozen, needs[0]
     )
     grads = (dx, dexpand, ddepthwise, dproject, daffine, None, *dgate, None)
     given = (g if need else None for g, need in zip(grads, needs, strict=False))

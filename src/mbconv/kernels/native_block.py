@@ -73,25 +73,29 @@ class _Gradients(ctypes.Structure):
 
 
 def forward(
-    x: Tensor, own: Parameters, running: Tensor | None, lean: bool, narrow: bool
+    x: Tensor, own: Parameters, running: Tensor | None, kept: str, narrow: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`block` of the map x [N, H, W, C]; `narrow`: the expansion's statistics by x's covariance."""
     (n, h, w, c), middle, out = x.shape, own.depthwise.shape[0], own.project.shape[0]
     oh, ow = own.place.output(h, w)
     waits = own.expand is not None and running is None and not narrow
-    whole = waits or (own.expand is not None and not lean)
+    whole = waits or (own.expand is not None and kept == "all")
+    passing = kept == "none" and running is not None  # maps are there for a few samples at a time
     e = x.new_empty(n, h, w, middle) if whole else nothing(x)
-    d, p, y = (x.new_empty(n, oh, ow, width) for width in (0 if own.dense else middle, out, out))
+    d, p = (nothing(x) if passing else x.new_empty(n, oh, ow, i) for i in (middle, out))
+    y = x.new_empty(n, oh, ow, out)
     if own.dense:
         d = dense(x, own.depthwise, own.place)
     pooled = x.new_empty((0,) if own.gate[0] is None else (n, middle), dtype=torch.float32)
     spread = x.new_empty((1 + c, c) if narrow and running is None else (0,), dtype=torch.float32)
     taken = x.new_empty((0,) if running is not None else own.affine.shape, dtype=torch.float32)
     statistics = taken if running is None else running.float().contiguous()
-    block, kept = _block(x, own, (e, d, p, statistics, pooled, spread), running is not None)
+    block, alive = _block(x, own, (e, d, p, statistics, pooled, spread), running is not None)
     run("block", block, y)
-    del kept
-    return y.permute(0, 3, 1, 2), nothing(x) if lean else e, d, p, taken, pooled, spread
+    del alive
+    e = e if kept == "all" else nothing(x)
+    d, p = (nothing(x), nothing(x)) if kept == "none" else (d, p)
+    return y.permute(0, 3, 1, 2), e, d, p, taken, pooled, spread
 
 
 def backward(

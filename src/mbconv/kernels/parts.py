@@ -98,6 +98,12 @@ def per_channel(keep: Tensor, p: Tensor) -> Tensor:
     return keep.to(wide(p))[:, None].expand(-1, p.shape[3]).contiguous()
 
 
+def waited_for(kept: Tensor) -> None:
+    """RuntimeError where a map that backward reads was not kept."""
+    if not kept.numel():
+        raise RuntimeError("This pass kept no maps (grad mode was off), so it has no backward.")
+
+
 def nothing(x: Tensor) -> Tensor:
     """Stands for a tensor that does not exist; each is one of its own, as operators demand."""
     return x.new_empty(0)

@@ -87,9 +87,9 @@ class Conv2d(nn.Conv2d):
 class ConvNormAct(nn.Module):
     """The convolution that `conv` describes, batch norm and activation.
 
-    Padding rule and batch-norm numerics come from the spec. A batch norm in evaluation mode is
-    folded into the convolution on the way, also in training with frozen statistics: the same
-    function and gradients without a pass of its own over the map.
+    Padding rule and batch-norm numerics come from the spec. Where no fused operator computes it, a
+    batch norm in evaluation mode is folded into the convolution on the way, also in training with
+    frozen statistics: the same function and gradients without a pass of its own over the map.
     """
 
     def __init__(self, spec: Spec, conv: Conv) -> None:
@@ -108,10 +108,10 @@ class ConvNormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', ceil(H/stride), ceil(W/stride)]."""
+        whole = fused.conv_norm_act(self, x)
+        if whole is not None:
+            return whole
         if self.norm.training:
-            whole = fused.conv_norm_act(self, x)
-            if whole is not None:
-                return whole
             y: Tensor = self.act(self.norm(self.conv(x)))
             return y
         weight, bias = self.folded()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mbconv import kernels
 from mbconv.kernels.block import block as block_operator
+from mbconv.kernels.conv_norm_act import compiled
 from mbconv.kernels.conv_norm_act import conv_norm_act as conv_norm_act_operator
 from mbconv.kernels.depthwise import depthwise as depthwise_operator
 from mbconv.kernels.reference import Geometry
@@ -49,27 +50,34 @@ def depthwise(conv: "Conv2d", x: Tensor, weight: Tensor, bias: Tensor | None) ->
 
 
 def conv_norm_act(module: "ConvNormAct", x: Tensor, *, pooled: bool = False) -> Tensor | None:
-    """Convolution, batch norm and activation in one operator, where the norm takes statistics.
+    """Convolution, batch norm and activation in one operator.
 
-    `pooled`: the mean over the pixels, [N, C']; the map itself is never written.
+    With frozen statistics only where compiled code computes all of it: a folded convolution is as
+    good elsewhere. `pooled`: the mean over the pixels, [N, C']; the map itself is never written.
     """
     dtype = _dtype(x)
     if not (_computes(x) and kernels.applies(x, dtype) and strange_triple(module) is None):
         return None
-    conv, norm = module.conv, module.norm
-    place = Geometry(*_geometry(conv, x))
+    conv, norm, learns = module.conv, module.norm, torch.is_grad_enabled()
+    frozen, place, given = not norm.training, Geometry(*_geometry(conv, x)), x.to(dtype)
     count = x.shape[0] * prod(place.output(*x.shape[2:]))
-    if not norm.training or not (conv.groups == 1 or is_depthwise(conv)):
+    if not (conv.groups == 1 or is_depthwise(conv)):
         return None
-    if count == 1 or x.shape[1] != conv.in_channels or x.device != conv.weight.device:
+    if x.shape[1] != conv.in_channels or x.device != conv.weight.device:
         return None  # the plain modules say what is wrong
+    if count == 1 and not frozen:
+        return None  # as they do here
+    if frozen and not compiled(given, conv.weight, place, learns and x.requires_grad):
+        return None
+    running = _side_by_side([norm], "running_mean", "running_var") if frozen else None
     affine, act = _side_by_side([norm], "weight", "bias"), ACTIVATIONS[type(module.act)]
     y: Tensor
     with torch.autocast(x.device.type, enabled=False):
         y, _, statistics = conv_norm_act_operator(
-            x.to(dtype), conv.weight, affine, act, list(place), norm.eps, pooled
+            given, conv.weight, affine, running, act, list(place), norm.eps, pooled, learns
         )
-    _update([norm], statistics, [count])
+    if not frozen:
+        _update([norm], statistics, [count])
     return y
 
 
@@ -81,7 +89,9 @@ def block(module: "MBConvBlock", x: Tensor) -> Tensor | None:
     expand, middle, project = branch(module)
     norms = norms_of(module)
     frozen, gate, keep = not norms[0].training, _gate_parameters(module.gate), None
-    lean = kernels.memory() == "lean" or not torch.is_grad_enabled()  # nothing waits for backward
+    kept = "none"
+    if torch.is_grad_enabled():
+        kept = "lean" if kernels.memory() == "lean" else "all"
     affine = _side_by_side(norms, "weight", "bias")
     running = _side_by_side(norms, "running_mean", "running_var") if frozen else None
     if module.shortcut is not None and module.training and module.drop_path.rate > 0:
@@ -102,7 +112,7 @@ def block(module: "MBConvBlock", x: Tensor) -> Tensor | None:
             _geometry(middle.conv, x),
             norms[0].eps,
             module.shortcut is not None,
-            lean,
+            kept,
         )
     if not frozen:
         into, out = x.numel() // x.shape[1], y.numel() // y.shape[1]

@@ -3,6 +3,7 @@
 //     expansion (else) and depthwise convolution; or statistics of a dense one's output;
 //     gate and projection, of which the map in between is never written as a whole;
 //     the projection's norm, drop-path and shortcut.
+// One round does it all where the statistics are constants and no backward waits for the maps.
 #include "block.h"
 
 namespace mbconv {
@@ -20,6 +21,7 @@ class Forward {
           gate(gate_of(b)) {}
 
     void run() {
+        if (b.frozen && !p) return at_once();
         if (b.expand && !b.frozen && b.spread) narrow_statistics();
         const bool waits = b.expand && !b.frozen && !b.spread;  // for its output's statistics
         if (waits) expansion();
@@ -30,16 +32,63 @@ class Forward {
         projection();
         const Floats norm = norms.rows(PROJECTION);
         parts.each([&](const Parts::Part& part, int) {
-            const Map m{part.count, pixels, b.out};
-            const Floats factor = spread_keep(b, part.first, part.count);
-            const int64_t at = part.first * pixels * b.out;
-            mbconv_normalise(p + at, HALF, &m, norm.data(), 0, or_null(factor),
-                             b.residual ? x + at : nullptr, parts.inner, y + at);
+            finish(part, norm, p + part.first * pixels * b.out);
         });
     }
 
   private:
     static constexpr int HALF = sizeof(T) == 2;
+
+    // Maps of one part at a time; norms and activations work in place.
+    void at_once() {
+        const Packed<T> expand(b.expand ? expansion_weight() : Matrix{}, threads),
+            project(projection_weight(), threads);
+        const Floats first = b.expand ? norms.rows(EXPANSION) : Floats(),
+                     second = norms.rows(DEPTHWISE), third = norms.rows(PROJECTION);
+        const Scratch<T> expanded(parts.workers(), b.expand ? parts.size * into * d.c : 0),
+            convolved(parts.workers(), parts.size * pixels * d.c);
+        parts.each([&](const Parts::Part& part, int thread) {
+            const T* source = x + part.first * into * b.in;
+            if (b.expand) {
+                expand.product(source, part.count * into, parts.inner, expanded.of(thread));
+                source = expanded.of(thread);
+            }
+            T *const own = convolved.of(thread), *const to = y + part.first * pixels * b.out;
+            if (!b.dense) convolve(part, source, first, own, nullptr, nullptr);
+            activate(part, b.dense ? middle + part.first * pixels * d.c : own, second, own);
+            project.product(own, part.count * pixels, parts.inner, to);
+            finish(part, third, to);
+        });
+    }
+
+    Matrix expansion_weight() const { return {b.expand, b.in, d.c, 1, b.in}; }
+    Matrix projection_weight() const { return {b.project, d.c, b.out, 1, d.c}; }
+
+    // The depthwise convolution of act(norm(source)), or of `source` where the norm is empty.
+    void convolve(const Parts::Part& part, const T* source, const Floats& norm, T* to, float* mean,
+                  float* variance) const {
+        const Depthwise shape = of_part(d, part.count);
+        mbconv_depthwise(source, HALF, &shape, or_null(norm), act, b.depthwise, nullptr, parts.inner,
+                         to, mean, variance);
+    }
+
+    // Norm, activation and gate behind it.
+    void activate(const Parts::Part& part, const T* own, const Floats& norm, T* to) const {
+        const Map m{part.count, pixels, d.c};
+        if (b.squeezed)
+            gated(own, m, norm, part.first, to);
+        else
+            mbconv_normalise(own, HALF, &m, norm.data(), act, nullptr, nullptr, parts.inner, to);
+    }
+
+    // From the projection's output.
+    void finish(const Parts::Part& part, const Floats& norm, const T* projected) const {
+        const Map m{part.count, pixels, b.out};
+        const Floats factor = spread_keep(b, part.first, part.count);
+        const int64_t at = part.first * pixels * b.out;
+        mbconv_normalise(projected, HALF, &m, norm.data(), 0, or_null(factor),
+                         b.residual ? x + at : nullptr, parts.inner, y + at);
+    }
 
     // Of the expansion's output, by those of its input.
     void narrow_statistics() {
@@ -57,7 +106,7 @@ class Forward {
     }
 
     void expansion() {
-        const Packed<T> weight({b.expand, b.in, d.c, 1, b.in}, threads);
+        const Packed<T> weight(expansion_weight(), threads);
         Moments found(parts.count(), d.c);
         parts.each([&](const Parts::Part& part, int) {
             const Map m{part.count, into, d.c};
@@ -71,7 +120,7 @@ class Forward {
 
     void depthwise(bool expanded) {
         const bool expands = b.expand && !expanded;
-        const Packed<T> weight(expands ? Matrix{b.expand, b.in, d.c, 1, b.in} : Matrix{}, threads);
+        const Packed<T> weight(expands ? expansion_weight() : Matrix{}, threads);
         const Floats norm = b.expand ? norms.rows(EXPANSION) : Floats();
         const Scratch<T> scratch(parts.workers(), expands && !e ? parts.size * into * d.c : 0);
         Moments found(parts.count(), d.c);
@@ -83,11 +132,8 @@ class Forward {
                 if (expands) weight.product(source, part.count * into, parts.inner, own);
                 source = own;
             }
-            const Depthwise shape = of_part(d, part.count);
-            mbconv_depthwise(source, HALF, &shape, or_null(norm), act, b.depthwise, nullptr,
-                             parts.inner, middle + part.first * pixels * d.c,
-                             b.frozen ? nullptr : found.mean(part.number),
-                             found.variance(part.number));
+            convolve(part, source, norm, middle + part.first * pixels * d.c,
+                     b.frozen ? nullptr : found.mean(part.number), found.variance(part.number));
         });
         if (!b.frozen) found.join(parts, d.n, norms.mean(DEPTHWISE), norms.variance(DEPTHWISE));
     }
@@ -103,18 +149,14 @@ class Forward {
     }
 
     void projection() {
-        const Packed<T> weight({b.project, d.c, b.out, 1, d.c}, threads);
+        const Packed<T> weight(projection_weight(), threads);
         const Floats norm = norms.rows(DEPTHWISE);
         const Scratch<T> scratch(parts.workers(), parts.size * pixels * d.c);
         Moments found(parts.count(), b.out);
         parts.each([&](const Parts::Part& part, int thread) {
-            const Map m{part.count, pixels, d.c}, out{part.count, pixels, b.out};
-            const T* const own = middle + part.first * pixels * d.c;
+            const Map out{part.count, pixels, b.out};
             T *const target = p + part.first * pixels * b.out, *const a = scratch.of(thread);
-            if (b.squeezed)
-                gated(own, m, norm, part.first, a);
-            else
-                mbconv_normalise(own, HALF, &m, norm.data(), act, nullptr, nullptr, parts.inner, a);
+            activate(part, middle + part.first * pixels * d.c, norm, a);
             weight.product(a, part.count * pixels, parts.inner, target);
             if (!b.frozen)
                 mbconv_moments(target, HALF, &out, parts.inner, found.mean(part.number),
@@ -158,7 +200,7 @@ class Forward {
 
 using namespace mbconv;
 
-// Writes what the struct's e (unless null), d, p, statistics, pooled and spread point to, and y.
+// Writes what the struct's e, d and p (unless null), statistics, pooled and spread point to, and y.
 MBCONV_API void mbconv_block(const Block* b, void* y) {
     if (b->half)
         Forward<bf16>(*b, y).run();

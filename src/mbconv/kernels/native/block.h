@@ -26,7 +26,9 @@ struct Block {
     const float *expand, *depthwise, *project;         // [c, in], [c, k, k], [out, c]
     const float *affine, *gate_reduce, *gate_reduce_bias, *gate_expand, *gate_expand_bias;
     const float* keep;                                 // [n]
-    void *e, *d, *p;  // each convolution's output; e null where it need not be there as a whole
+    // Each convolution's output. Null: e where it need not be there as a whole; p, and d unless dense,
+    // where no backward waits and `frozen`.
+    void *e, *d, *p;
     float* statistics;                                 // means and variances; given where `frozen`
     float* pooled;                                     // [n, c], the gate's means
     float* spread;                                     // mean and covariance of a narrow x, [1 + in, in]

@@ -3,7 +3,7 @@
 // output sees one short row of a matrix.
 //
 // Two rounds over the batch each way, as in a block: the convolution and its output's statistics, then
-// norm and activation; the sums of the norm's backward, then that and the convolution's gradients.
+// norm and activation (one where the statistics are constants); the sums of the norm's backward, then that and the convolution's gradients.
 // The matrix of a stem's patches exists for one part of the batch at a time.
 #include "pairs.h"
 #include "parts.h"
@@ -16,13 +16,13 @@ namespace mbconv {
 
 struct Convolution {
     int64_t n, h, w, in, oh, ow, out, kernel, stride, top, left;
-    int64_t half, act, threads;
+    int64_t half, act, frozen, threads;
     double eps;
     const void* x;        // [n, h, w, in]
     const float* weight;  // [out, k, k, in]
     const float* affine;  // gamma and beta, [2, out]
-    void* c;              // the convolution's output [n, oh, ow, out]
-    float* statistics;    // mean and variance of it, [2, out]
+    void* c;              // the convolution's output [n, oh, ow, out]; null: not kept, if frozen
+    float* statistics;    // mean and variance of it, [2, out]; if frozen, constants
 };
 
 namespace {
@@ -42,23 +42,31 @@ class Triple {
     void forward(T* y, float* mean) const {
         const Floats own = padded_weight();
         const Packed<T> weight({own.data(), columns, v.out, 1, columns}, threads);
-        Moments found(parts.count(), v.out);
+        const auto convolve = [&](const Parts::Part& part, int thread, T* to) {
+            weight.product(rows(part, thread), part.count * pixels, parts.inner, to);
+        };
+        if (!v.frozen) {
+            Moments found(parts.count(), v.out);
+            parts.each([&](const Parts::Part& part, int thread) {
+                const Map m = map(part);
+                convolve(part, thread, output(part));
+                mbconv_moments(output(part), HALF, &m, parts.inner, found.mean(part.number),
+                               found.variance(part.number));
+            });
+            found.join(parts, v.n, v.statistics, v.statistics + v.out);
+        }
+        const Floats norm = this->norm();
+        const Scratch<T> scratch(parts.workers(), c || y ? 0 : parts.size * pixels * v.out);
         parts.each([&](const Parts::Part& part, int thread) {
             const Map m = map(part);
-            weight.product(rows(part, thread), part.count * pixels, parts.inner, output(part));
-            mbconv_moments(output(part), HALF, &m, parts.inner, found.mean(part.number),
-                           found.variance(part.number));
-        });
-        found.join(parts, v.n, v.statistics, v.statistics + v.out);
-        const Floats norm = this->norm();
-        parts.each([&](const Parts::Part& part, int) {
-            const Map m = map(part);
+            T* const to = y ? y + part.first * pixels * v.out : scratch.of(thread);
+            T* const own = c ? output(part) : to;  // norm and activation then work in place
+            if (v.frozen) convolve(part, thread, own);
             if (mean)
-                mbconv_pool(output(part), HALF, &m, norm.data(), act, parts.inner,
+                mbconv_pool(own, HALF, &m, norm.data(), act, parts.inner,
                             mean + part.first * v.out, nullptr);
             else
-                mbconv_normalise(output(part), HALF, &m, norm.data(), act, nullptr, nullptr,
-                                 parts.inner, y + part.first * pixels * v.out);
+                mbconv_normalise(own, HALF, &m, norm.data(), act, nullptr, nullptr, parts.inner, to);
         });
     }
 
@@ -116,7 +124,7 @@ class Triple {
                         total[k * v.out + i] += sums[i] * (factor ? factor[i] : 1.0f);
                 }
         });
-        return norm_means(found.total(0, 2 * v.out), v.n * pixels, false, daffine, daffine + v.out);
+        return norm_means(found.total(0, 2 * v.out), v.n * pixels, v.frozen != 0, daffine, daffine + v.out);
     }
 
     // With a zero behind each row where numbers are multiplied in pairs and the last one has none.
