@@ -255,7 +255,8 @@ def _grad(ctx, grad, *_):  # type: ignore[no-untyped-def]
     if grad is None:
         return (None,) * len(needs)
     saved = ctx.saved_tensors  # to be unpacked once, checkpointing asks
-    waited_for(saved[-3])
+    *_, p, _, _ = saved
+    waited_for(p)
     dx, dexpand, ddepthwise, dproject, daffine, *dgate = block_backward(
         grad, *saved, *ctx.numbers, ctx.frozen, needs[0]
     )

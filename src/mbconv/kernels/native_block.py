@@ -82,7 +82,8 @@ def forward(
     whole = waits or (own.expand is not None and kept == "all")
     passing = kept == "none" and running is not None  # maps are there for a few samples at a time
     e = x.new_empty(n, h, w, middle) if whole else nothing(x)
-    d, p = (nothing(x) if passing else x.new_empty(n, oh, ow, i) for i in (middle, out))
+    d, p = (nothing(x) if passing else x.new_empty(n, oh, ow, width)
+            for width in (0 if own.dense else middle, out))  # fmt: skip
     y = x.new_empty(n, oh, ow, out)
     if own.dense:
         d = dense(x, own.depthwise, own.place)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -38,5 +39,6 @@ def remember(nearest: float) -> None:
 
 
 def _path() -> Path:
-    name = f"threads-{os.cpu_count()}-{torch.get_num_threads()}-{torch.__version__}.json"
-    return cache_dir() / name
+    """Of this machine: the folder may be a home that several share."""
+    threads = f"{torch.get_num_threads()}-of-{os.cpu_count()}"
+    return cache_dir() / f"threads-{platform.node()}-{threads}-torch-{torch.__version__}.json"

@@ -3,8 +3,9 @@
 // output sees one short row of a matrix.
 //
 // Two rounds over the batch each way, as in a block: the convolution and its output's statistics, then
-// norm and activation (one where the statistics are constants); the sums of the norm's backward, then that and the convolution's gradients.
-// The matrix of a stem's patches exists for one part of the batch at a time.
+// norm and activation (one round where the statistics are constants); the sums of the norm's backward,
+// then that and the convolution's gradients. The matrix of a stem's patches exists for one part of the
+// batch at a time.
 #include "pairs.h"
 #include "parts.h"
 #include "passes.h"
@@ -124,7 +125,8 @@ class Triple {
                         total[k * v.out + i] += sums[i] * (factor ? factor[i] : 1.0f);
                 }
         });
-        return norm_means(found.total(0, 2 * v.out), v.n * pixels, v.frozen != 0, daffine, daffine + v.out);
+        return norm_means(found.total(0, 2 * v.out), v.n * pixels, v.frozen != 0, daffine,
+                          daffine + v.out);
     }
 
     // With a zero behind each row where numbers are multiplied in pairs and the last one has none.
