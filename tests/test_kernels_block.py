@@ -1,5 +1,7 @@
 """The compiled block: parts of a batch, threads, and the reference in float64."""
 
+import os
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -14,6 +16,14 @@ from mbconv.kernels.parts import is_narrow
 pytestmark = pytest.mark.skipif(not dispatch._loaded, reason="there are no native kernels here")
 OUT = 14
 WIDTHS = {"no expansion": (20, 20), "narrow": (10, 60), "wide": (56, 112), "dense": (20, 60)}
+
+
+@pytest.fixture(autouse=True)
+def compiled() -> Iterator[None]:
+    """Whatever MBCONV_KERNELS says: it is the compiled block that is looked at."""
+    kernels.use("auto")
+    yield
+    kernels.use(os.environ.get("MBCONV_KERNELS", "auto"))  # type: ignore[arg-type]
 
 
 def case(kind: str, *, gate: bool, frozen: bool, lean: bool, batch: int = 9) -> list[Any]:
