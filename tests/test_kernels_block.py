@@ -1,6 +1,5 @@
 """The compiled block: parts of a batch, threads, and the reference in float64."""
 
-import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -21,9 +20,10 @@ WIDTHS = {"no expansion": (20, 20), "narrow": (10, 60), "wide": (56, 112), "dens
 @pytest.fixture(autouse=True)
 def compiled() -> Iterator[None]:
     """Whatever MBCONV_KERNELS says: it is the compiled block that is looked at."""
+    before = dispatch._choice.mode
     kernels.use("auto")
     yield
-    kernels.use(os.environ.get("MBCONV_KERNELS", "auto"))  # type: ignore[arg-type]
+    kernels.use(before)
 
 
 def case(kind: str, *, gate: bool, frozen: bool, lean: bool, batch: int = 9) -> list[Any]:

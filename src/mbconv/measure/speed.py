@@ -203,7 +203,7 @@ def _enough(turns: Sequence[_Turn], rounds: int, calibration: Calibration) -> bo
 
 def _steady(turns: Sequence[_Turn]) -> bool:
     """Whether the median is known well enough."""
-    medians = [statistics.median(taken.times) for taken in turns]
+    medians = _medians(turns)
     low, high = median_interval(medians) or (min(medians), max(medians))
     return high - low <= 2 * STEADY * statistics.median(medians)
 
@@ -237,13 +237,17 @@ def _kept(
         by_rank = sorted(turns, key=lambda t: (max(t.beside.noise, limit), t.beside.meeting))
         kept = by_rank[:rounds]
         return kept, sum(not calibration.near(taken.beside) for taken in kept)
-    if len(apart) >= FEWEST and _median(apart) < SAME * _median(good):
+    if len(apart) >= FEWEST and _middle(apart) < SAME * _middle(good):
         return quiet, 0
     return good, 0
 
 
-def _median(turns: Iterable[_Turn]) -> float:
-    return statistics.median(statistics.median(taken.times) for taken in turns)
+def _medians(turns: Iterable[_Turn]) -> list[float]:
+    return [statistics.median(taken.times) for taken in turns]
+
+
+def _middle(turns: Iterable[_Turn]) -> float:
+    return statistics.median(_medians(turns))
 
 
 def warm_up(task: Callable[[], None], limit: float = 4.0) -> tuple[float, float]:

@@ -59,7 +59,7 @@ def conv_norm_act(module: "ConvNormAct", x: Tensor, *, pooled: bool = False) -> 
     if not (_computes(x) and kernels.applies(x, dtype) and strange_triple(module) is None):
         return None
     conv, norm, learns = module.conv, module.norm, torch.is_grad_enabled()
-    frozen, place, given = not norm.training, Geometry(*_geometry(conv, x)), x.to(dtype)
+    frozen, place = not norm.training, Geometry(*_geometry(conv, x))
     count = x.shape[0] * prod(place.output(*x.shape[2:]))
     if not (conv.groups == 1 or is_depthwise(conv)):
         return None
@@ -67,6 +67,7 @@ def conv_norm_act(module: "ConvNormAct", x: Tensor, *, pooled: bool = False) -> 
         return None  # the plain modules say what is wrong
     if count == 1 and not frozen:
         return None  # as they do here
+    given = x.to(dtype)
     if frozen and not compiled(given, conv.weight, place, learns and x.requires_grad):
         return None
     running = _side_by_side([norm], "running_mean", "running_var") if frozen else None
