@@ -88,7 +88,7 @@ void store_row(const float* row, const Grid& grid, int64_t channels, int64_t col
         vec s{}, q{};
         for (int64_t i = 0; i < grid.w; ++i) {
             const vec v = load(own + i * LANES);
-            fetch_to_write(y + i * grid.pixel + grid.row, lane);
+            fetch(y + i * grid.pixel + grid.row, lane);
             store(y + i * grid.pixel + lane, v, lanes);
             const vec d = as_stored(y, v) - shift;
             s += d;

@@ -26,44 +26,87 @@ namespace {
 constexpr int64_t STRIP = 4;  // pixels of each phase whose sums are held in registers together
 constexpr int64_t FLUSH = 100;  // pixels whose share of the weights' gradient is summed by itself
 
-// The rows that belong to one input row.
-struct Rows {
-    int64_t columns;
-    float *value, *slope, *centred, *sum;
+// One vector of channels of one input row.
+template <class T>
+struct Line {
+    const T* x;  // the first pixel, from the group's first channel on; as dz
+    T* dz;
+    Grid grid;
+    int64_t lane;          // the vector's first channel in the group
+    const Norm* norm;      // or null
+    int64_t start;         // the first pixel's column
+    float *value, *slope;  // [columns][LANES], zeros around the pixels
 };
 
 template <class Act, class T>
-void prepare_row(const T* x, const Grid& grid, int64_t channels, const Norm* norm, Rows r) {
-    for_lanes(channels, [&](int64_t lane, auto lanes) {
-        const int64_t own = part(lane, r.columns);
-        if (!norm) {
-            for (int64_t i = 0; i < grid.w; ++i)
-                store(r.value + own + i * LANES, load(x + i * grid.pixel + lane, lanes));
+void prepare(const Line<T>& line, int64_t channels) {
+    for_vectors(channels - line.lane, LANES, [&](int64_t, auto lanes) {
+        const int64_t lane = line.lane, pixel = line.grid.pixel, below = line.grid.row;
+        float* const value = line.value + line.start * LANES;
+        float* const slope = line.slope + line.start * LANES;
+        const T* x = line.x;
+        if (!line.norm) {
+            for (int64_t i = 0; i < line.grid.w; ++i, x += pixel) {
+                fetch(x + below, lane);
+                store(value + i * LANES, load(x + lane, lanes));
+            }
             return;
         }
-        const NormVec n(*norm, lane, lanes);
-        for (int64_t i = 0; i < grid.w; ++i) {
-            const T* const pixel = x + i * grid.pixel;
-            fetch(pixel + grid.row, lane);
-            const vec centred = n.centred(load(pixel + lane, lanes));
-            const Both act = Act::both(n.affine(centred));
-            store(r.value + own + i * LANES, act.value);
-            store(r.slope + own + i * LANES, act.slope);
-            store(r.centred + own + i * LANES, centred);
+        const NormVec n(*line.norm, lane, lanes);
+        for (int64_t i = 0; i < line.grid.w; ++i, x += pixel) {
+            fetch(x + below, lane);
+            const Both act = Act::both(n.affine(n.centred(load(x + lane, lanes))));
+            store(value + i * LANES, act.value);
+            store(slope + i * LANES, act.slope);
         }
     });
 }
 
-// grads[kh]: the output row that saw this input row through tap row kh, or null.
-template <int K, int S>
-void strip(const float* const* grads, int64_t first_row, const float* weights, const float* value,
-           int64_t at, float* weight_sums, float* out) {
-    constexpr int BACK = (K - 1) / S, LOADED = STRIP + BACK;
-    vec sum[STRIP * S], held[STRIP * S];
+// Writes dz of the columns from `at` on; adds it, and it times the centred x, to the rows of `sums`.
+template <int COLUMNS, class T, class Lanes>
+[[gnu::always_inline]] inline void finish(const Line<T>& line, int64_t at, const vec* sum,
+                                          float* sums, Lanes lanes) {
+    const int64_t lane = line.lane, pixel = line.grid.pixel, below = line.grid.row;
+    const int64_t first = at - line.start, end = line.grid.w - first;
+    const T* const x = line.x + first * pixel;
+    T* const dz = line.dz + first * pixel;
+    const float* const slope = line.slope + at * LANES;
+    const bool normed = line.norm;
+    const vec mean = normed ? load(line.norm->mean + lane, lanes) : vec{};
+    vec s0 = load(sums), s1 = load(sums + GROUP);
+    const auto one = [&](int64_t i, vec v) {
+        if (normed) {
+            v *= load(slope + i * LANES);
+            s0 += v;
+            s1 += v * (load(x + i * pixel + lane, lanes) - mean);
+        }
+        fetch(dz + i * pixel + below, lane);
+        store(dz + i * pixel + lane, v, lanes);
+    };
+    if (first >= 0 && end >= COLUMNS) {
 #pragma GCC unroll 16
-    for (int i = 0; i < STRIP * S; ++i) {
+        for (int i = 0; i < COLUMNS; ++i) one(i, sum[i]);
+    } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < COLUMNS; ++i)
+            if (i >= -first && i < end) one(i, sum[i]);
+    }
+    store(sums, s0);
+    store(sums + GROUP, s1);
+}
+
+// grads[kh]: the output row that saw this input row through tap row kh, or null. `sums` has a vector of
+// each tap's weights, and `finish`'s two.
+template <int K, int S, class T, class Lanes>
+void strip(const float* const* grads, int64_t first_row, const float* weights, const Line<T>& line,
+           int64_t at, float* sums, Lanes lanes) {
+    constexpr int BACK = (K - 1) / S, LOADED = STRIP + BACK, COLUMNS = STRIP * S;
+    const float* const value = line.value + at * S * LANES;
+    vec sum[COLUMNS], held[COLUMNS];
+#pragma GCC unroll 16
+    for (int i = 0; i < COLUMNS; ++i) {
         sum[i] = vec{};
-        if (MANY) held[i] = load(value + (at * S + i) * LANES);
+        if (MANY) held[i] = load(value + i * LANES);
     }
     for (int64_t kh = first_row; kh < K; kh += S) {
         if (!grads[kh]) continue;
@@ -73,19 +116,18 @@ void strip(const float* const* grads, int64_t first_row, const float* weights, c
 #pragma GCC unroll 8
         for (int kw = 0; kw < K; ++kw) {
             const vec w = load(weights + (kh * K + kw) * GROUP);
-            float* const target = weight_sums + (kh * K + kw) * GROUP;
+            float* const target = sums + (kh * K + kw) * GROUP;
             vec dw = load(target);
 #pragma GCC unroll 8
             for (int j = 0; j < STRIP; ++j) {
                 const int place = j * S + kw % S, from = j - kw / S + BACK;
                 sum[place] += g[from] * w;
-                dw += g[from] * (MANY ? held[place] : load(value + (at * S + place) * LANES));
+                dw += g[from] * (MANY ? held[place] : load(value + place * LANES));
             }
             store(target, dw);
         }
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < STRIP * S; ++i) store(out + (at * S + i) * LANES, sum[i]);
+    finish<COLUMNS>(line, at * S, sum, sums + K * K * GROUP, lanes);
 }
 
 // What follows the convolution: y its output, the rest as in NormBackward.
@@ -113,51 +155,28 @@ void grad_row(const T* y, const T* g, const After<T>& after, const Grid& grid, i
     });
 }
 
-template <class T>
-void finish_row(Rows r, const Grid& grid, int64_t channels, const Norm* norm, float* sums, T* dz) {
-    for_lanes(channels, [&](int64_t lane, auto lanes) {
-        const int64_t own = part(lane, r.columns);
-        if (!norm) {
-            for (int64_t i = 0; i < grid.w; ++i)
-                store(dz + i * grid.pixel + lane, load(r.sum + own + i * LANES), lanes);
-            return;
-        }
-        vec s0{}, s1{};
-        for (int64_t i = 0; i < grid.w; ++i) {
-            const int64_t at = own + i * LANES;
-            const vec v = load(r.sum + at) * load(r.slope + at);
-            s0 += v;
-            s1 += v * load(r.centred + at);
-            fetch_to_write(dz + i * grid.pixel + grid.row, lane);
-            store(dz + i * grid.pixel + lane, v, lanes);
-        }
-        store(sums + lane, load(sums + lane) + s0);
-        const vec inverse = load(norm->inverse + lane, lanes);
-        store(sums + GROUP + lane, load(sums + GROUP + lane) + s1 * inverse);
-    });
-}
-
 // Sizes in floats of a thread's scratch.
 struct Layout {
-    int64_t strips, start, grad_margin, row, grad_row, weights, total;
+    int64_t start, grad_margin, row, grad_row, weights, sums, total;
     explicit Layout(const Depthwise& d) {
         const int64_t left = d.left / d.dilation;
         start = left % d.stride;  // the first strip starts at a column of phase 0
         const int64_t span = STRIP * d.stride;
-        strips = rounded_up(start + d.w, span) / span;
+        const int64_t strips = rounded_up(start + d.w, span) / span;
         grad_margin = (d.kernel - 1) / d.stride;
-        row = strips * span * GROUP;
+        row = strips * span * LANES;
         const int64_t read = left / d.stride + strips * STRIP;
         grad_row = (grad_margin + (read > d.ow ? read : d.ow)) * GROUP;
         weights = d.kernel * d.kernel * GROUP;
-        total = 4 * row + d.kernel * grad_row + weights;
+        sums = weights + 2 * GROUP;
+        total = 2 * row + d.kernel * grad_row + sums;
     }
 };
 
-// The rows' functions for one activation.
+// The functions of one activation.
 template <class T>
 struct ByActivation {
-    void (*prepare)(const T*, const Grid&, int64_t, const Norm*, Rows);
+    void (*prepare)(const Line<T>&, int64_t);
     void (*grad)(const T*, const T*, const After<T>&, const Grid&, int64_t, int64_t, int64_t,
                  int64_t, float*);
 };
@@ -169,32 +188,27 @@ struct Job {
     const Depthwise& d;
     const float *norm, *weights;  // weights: as `grouped` lays them out
     After<T> after;
-    ByActivation<T> rows;
+    ByActivation<T> act;
     T* dz;
 };
 
 template <int K, int S, class T>
-void sweep(const Job<T>& job, const Task& task, int64_t sample, float* scratch, float* dw,
-           float* sums) {
+void sweep(const Job<T>& job, const Task& task, int64_t sample, float* scratch, float* sums) {
     const Depthwise& d = job.d;
     const Layout size(d);
     const Grid in = task.in(d), out = task.out(d);
-    const int64_t begin = task.group * GROUP, channels = d.c - begin, margin = size.start * LANES;
+    const int64_t begin = task.group * GROUP, channels = d.c - begin;
+    const Norm norm(job.norm, d.c, begin);
     const int64_t above = d.top / d.dilation, left = d.left / d.dilation;
     const int64_t strips = rounded_up(size.start + in.w, STRIP * S) / (STRIP * S);
-    float* const base = scratch + 4 * size.row;
-    float* const own_dw = base + K * size.grad_row;
+    float* const base = scratch + 2 * size.row;
+    float* const own_sums = base + K * size.grad_row;
     const float* const weights = job.weights + task.group * size.weights;
-    const int64_t columns = size.row / GROUP, grad_columns = size.grad_row / GROUP;
-    const Rows whole{columns, scratch, scratch + size.row, scratch + 2 * size.row,
-                     scratch + 3 * size.row};
-    const Rows pixels{columns, whole.value + margin, whole.slope + margin, whole.centred + margin,
-                      whole.sum + margin};
-    const Norm own(job.norm, d.c, begin), *const norm = job.norm ? &own : nullptr;
-    if (d.dilation > 1) std::fill(scratch, own_dw, 0.0f);  // the last task's grid may be wider
+    const int64_t columns = size.grad_row / GROUP;
+    if (d.dilation > 1) std::fill(scratch, own_sums, 0.0f);  // the last task's grid may be wider
     const int64_t first = sample * d.h * d.w * d.c + begin;
     const int64_t first_out = sample * d.oh * d.ow * d.c + begin;
-    std::memset(own_dw, 0, size.weights * sizeof(float));
+    std::memset(own_sums, 0, size.sums * sizeof(float));
     int64_t loaded = 0, pending = 0;
     for (int64_t ih = 0; ih < in.h; ++ih) {
         const int64_t reach = ih + above;  // tap row kh of output row (reach - kh) / S
@@ -202,37 +216,37 @@ void sweep(const Job<T>& job, const Task& task, int64_t sample, float* scratch, 
             float* const row = base + loaded % K * size.grad_row + size.grad_margin * LANES;
             const int64_t at = first_out + out.at(loaded);
             if (job.after.y)
-                job.rows.grad(job.after.y + at, job.grad + at, job.after, out, d.c, begin, sample,
-                              grad_columns, row);
+                job.act.grad(job.after.y + at, job.grad + at, job.after, out, d.c, begin, sample,
+                             columns, row);
             else
-                load_row(job.grad + at, out, channels, grad_columns, row);
+                load_row(job.grad + at, out, channels, columns, row);
         }
-        job.rows.prepare(job.x + first + in.at(ih), in, channels, norm, pixels);
-        for_lanes(channels, [&](int64_t lane, auto) {
+        const int64_t here = first + in.at(ih);
+        for_lanes(channels, [&](int64_t lane, auto lanes) {
             const float* rows[K] = {};
             for (int64_t kh = reach % S; kh < K; kh += S) {
                 const int64_t oh = (reach - kh) / S;
                 if (reach >= kh && oh < out.h)
-                    rows[kh] = base + oh % K * size.grad_row + part(lane, grad_columns) +
-                               left / S * LANES;
+                    rows[kh] = base + oh % K * size.grad_row + part(lane, columns) + left / S * LANES;
             }
+            const Line<T> line{job.x + here, job.dz + here, in, lane, job.norm ? &norm : nullptr,
+                               size.start, scratch, scratch + size.row};
+            job.act.prepare(line, channels);
             for (int64_t i = 0; i < strips; ++i)
-                strip<K, S>(rows, reach % S, weights + lane, whole.value + part(lane, columns),
-                            i * STRIP, own_dw + lane, whole.sum + part(lane, columns));
+                strip<K, S>(rows, reach % S, weights + lane, line, i * STRIP, own_sums + lane, lanes);
         });
         if ((pending += in.w) >= FLUSH || ih + 1 == in.h) {
-            for (int64_t i = 0; i < size.weights; i += LANES) {
-                store(dw + i, load(dw + i) + load(own_dw + i));
-                store(own_dw + i, vec{});
+            for (int64_t i = 0; i < size.sums; i += LANES) {
+                store(sums + i, load(sums + i) + load(own_sums + i));
+                store(own_sums + i, vec{});
             }
             pending = 0;
         }
-        finish_row(pixels, in, channels, norm, sums, job.dz + first + in.at(ih));
     }
 }
 
 // The tasks' gradients at the weights and sums, joined in the tasks' order for each group.
-void join(const Floats& partial, const Depthwise& d, int threads, float* dw,
+void join(const Floats& partial, const Depthwise& d, const float* norm, int threads, float* dw,
           float* sums) {
     const int64_t taps = d.kernel * d.kernel, own = (taps + 2) * GROUP;
     const int64_t phases = d.dilation * d.dilation;
@@ -243,10 +257,12 @@ void join(const Floats& partial, const Depthwise& d, int threads, float* dw,
             for (int64_t phase = 0; phase < phases; ++phase, task += own)
                 for (int64_t i = 0; i < own; ++i) total[i] += task[i];
         }
-        for (int64_t lane = 0, c = group * GROUP; lane < GROUP && c < d.c; ++lane, ++c)
+        for (int64_t lane = 0, c = group * GROUP; lane < GROUP && c < d.c; ++lane, ++c) {
+            if (norm) total[(taps + 1) * GROUP + lane] *= Norm(norm, d.c).inverse[c];
             for (int64_t t = 0; t < taps + 2; ++t)
                 (t < taps ? dw[c * taps + t] : sums[(t - taps) * d.c + c]) =
                     static_cast<float>(total[t * GROUP + lane]);
+        }
     });
 }
 
@@ -260,13 +276,12 @@ bool backward(const Job<T>& job, int threads, float* dw, float* sums) {
     const bool known = with_geometry(d.kernel, d.stride, [&](auto k, auto s) {
         parallel(tasks, threads, [&](int64_t number, int thread) {
             const Task task(d, number);
-            float* const mine = &partial[number * own];
             for (int64_t sample = task.first; sample < task.end; ++sample)
-                sweep<k, s>(job, task, sample, &scratch[thread * size.total], mine,
-                            mine + taps * GROUP);
+                sweep<k, s>(job, task, sample, &scratch[thread * size.total],
+                            &partial[number * own]);
         });
     });
-    if (known) join(partial, d, threads, dw, sums);
+    if (known) join(partial, d, job.norm, threads, dw, sums);
     return known;
 }
 
@@ -288,7 +303,7 @@ MBCONV_API int mbconv_depthwise_backward(const void* x, const void* grad, int ha
                    {static_cast<const T*>(y), y_norm, means, factor, offset}, {},
                    static_cast<T*>(dz)};
         with_activation<T>(act, [&](auto kind) {
-            job.rows = {prepare_row<decltype(kind), T>, grad_row<decltype(kind), T>};
+            job.act = {prepare<decltype(kind), T>, grad_row<decltype(kind), T>};
         });
         return backward(job, threads, dw, sums);
     };
