@@ -48,6 +48,42 @@ struct HardSwish {
     }
 };
 
+// How many vectors are quickest side by side: where a vector's steps wait for each other, the processor does
+// not look far enough ahead to find the next one's.
+template <class Act>
+constexpr int TOGETHER = 1;
+template <>
+constexpr int TOGETHER<Silu<bf16>> = 4;
+
+// The values in the place of z.
+template <class Act, int N>
+[[gnu::always_inline]] inline void values(Act, vec (&z)[N]) {
+    each<N>([&](int i) { z[i] = Act::value(z[i]); });
+}
+template <class T, int N>
+[[gnu::always_inline]] inline void values(Silu<T>, vec (&z)[N]) {
+    vec s[N];
+    sigmoids<T>(z, s);
+    each<N>([&](int i) { z[i] *= s[i]; });
+}
+
+// The slopes too.
+template <class Act, int N>
+[[gnu::always_inline]] inline void both(Act, vec (&z)[N], vec (&slope)[N]) {
+    each<N>([&](int i) {
+        const Both one = Act::both(z[i]);
+        z[i] = one.value;
+        slope[i] = one.slope;
+    });
+}
+template <class T, int N>
+[[gnu::always_inline]] inline void both(Silu<T>, vec (&z)[N], vec (&slope)[N]) {
+    vec s[N];
+    sigmoids<T>(z, s);
+    each<N>([&](int i) { z[i] *= s[i]; });
+    each<N>([&](int i) { slope[i] = s[i] + z[i] * (1.0f - s[i]); });
+}
+
 // Calls `f` with the activation of that number (mbconv.kernels.ACTIVATIONS has the order), as exact as
 // maps of T ask for.
 template <class T, class F>
@@ -102,6 +138,16 @@ struct NormBackward {
         const vec centred = n.centred(x);
         const vec dz = (g * factor + offset) * Act::both(n.affine(centred)).slope;
         return n.scale * (dz - m0 - centred * m1);
+    }
+    // Of several vectors, in the place of g.
+    template <int N>
+    [[gnu::always_inline]] void all(vec (&x)[N], vec (&g)[N]) const {
+        vec z[N], slope[N];
+        each<N>([&](int i) { x[i] = n.centred(x[i]); });
+        each<N>([&](int i) { z[i] = n.affine(x[i]); });
+        both(Act{}, z, slope);
+        each<N>([&](int i) { g[i] = (g[i] * factor + offset) * slope[i]; });
+        each<N>([&](int i) { g[i] = n.scale * (g[i] - m0 - x[i] * m1); });
     }
 };
 

@@ -30,11 +30,16 @@ void activate_row(const T* x, const Grid& grid, int64_t channels, const Norm& no
     for_lanes(channels, [&](int64_t lane, auto lanes) {
         const NormVec n(norm, lane, lanes);
         float* const own = row + part(lane, columns);
-        for (int64_t i = 0; i < grid.w; ++i) {
-            const T* const pixel = x + i * grid.pixel;
-            fetch(pixel + grid.row, lane);
-            store(own + i * LANES, Act::value(n.affine(n.centred(load(pixel + lane, lanes)))));
-        }
+        for_several<TOGETHER<Act>>(grid.w, [&](int64_t first, auto count) {
+            vec z[count];
+            each<count>([&](int i) {
+                const T* const pixel = x + (first + i) * grid.pixel;
+                fetch(pixel + grid.row, lane);
+                z[i] = n.affine(n.centred(load(pixel + lane, lanes)));
+            });
+            values(Act{}, z);
+            each<count>([&](int i) { store(own + (first + i) * LANES, z[i]); });
+        });
     });
 }
 

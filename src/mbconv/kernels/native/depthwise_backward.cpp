@@ -2,12 +2,14 @@
 // gradient and the sums that the norm's own backward needs, in one sweep over x and the output's
 // gradient g.
 //
-// Order: 32 channels > sample > input row > four outputs of each phase > taps. For an input row
-// the output rows that saw it wait in a ring as floats, with zeros around them. Each g loaded is
-// used twice while it is in a register: times the weight for dz, times the activation for the
-// weight's gradient. At stride 2 the columns of one parity ("phase") meet the same taps, so that
-// which tap goes with which column is known when this is compiled. The gradients of the weights
-// and the sums are kept a task, and joined in double in the tasks' order.
+// Order: 32 channels > sample > input row > a vector of channels > four outputs of each phase > taps. For
+// an input row the output rows that saw it wait in a ring as floats, with zeros around them. Each g loaded
+// is used twice while it is in a register: times the weight for dz, times the activation for the
+// weight's gradient. What lies in between fits into the first cache: values and slopes of one vector of a
+// row; dz is finished in registers, and the centred x is computed anew. At stride 2 the columns of one
+// parity ("phase") meet the same taps, so that which tap goes with which column is known when this is
+// compiled. The gradients of the weights and the sums are kept a task, and joined in double in the tasks'
+// order.
 //
 // Where the convolution's output y has gone through norm, activation and gate (`After`), g is the
 // gradient behind those: rows of g and y become the gradient at y when they enter the ring.
@@ -44,21 +46,26 @@ void prepare(const Line<T>& line, int64_t channels) {
         const int64_t lane = line.lane, pixel = line.grid.pixel, below = line.grid.row;
         float* const value = line.value + line.start * LANES;
         float* const slope = line.slope + line.start * LANES;
-        const T* x = line.x;
+        const T* const x = line.x;
         if (!line.norm) {
-            for (int64_t i = 0; i < line.grid.w; ++i, x += pixel) {
-                fetch(x + below, lane);
-                store(value + i * LANES, load(x + lane, lanes));
+            for (int64_t i = 0; i < line.grid.w; ++i) {
+                fetch(x + i * pixel + below, lane);
+                store(value + i * LANES, load(x + i * pixel + lane, lanes));
             }
             return;
         }
         const NormVec n(*line.norm, lane, lanes);
-        for (int64_t i = 0; i < line.grid.w; ++i, x += pixel) {
-            fetch(x + below, lane);
-            const Both act = Act::both(n.affine(n.centred(load(x + lane, lanes))));
-            store(value + i * LANES, act.value);
-            store(slope + i * LANES, act.slope);
-        }
+        for_several<TOGETHER<Act>>(line.grid.w, [&](int64_t first, auto count) {
+            vec z[count], s[count];
+            each<count>([&](int i) {
+                const T* const at = x + (first + i) * pixel;
+                fetch(at + below, lane);
+                z[i] = n.affine(n.centred(load(at + lane, lanes)));
+            });
+            both(Act{}, z, s);
+            each<count>([&](int i) { store(value + (first + i) * LANES, z[i]); });
+            each<count>([&](int i) { store(slope + (first + i) * LANES, s[i]); });
+        });
     });
 }
 
@@ -146,12 +153,18 @@ void grad_row(const T* y, const T* g, const After<T>& after, const Grid& grid, i
         const NormBackward<Act> back(norm, c, after.means, own(after.factor), own(after.offset),
                                      begin + lane, lanes);
         float* const target = row + part(lane, columns);
-        for (int64_t i = 0; i < grid.w; ++i) {
-            const int64_t at = i * grid.pixel;
-            fetch(y + at + grid.row, lane);
-            fetch(g + at + grid.row, lane);
-            store(target + i * LANES, back(load(y + at + lane, lanes), load(g + at + lane, lanes)));
-        }
+        for_several<TOGETHER<Act>>(grid.w, [&](int64_t first, auto count) {
+            vec v[count], grad[count];
+            each<count>([&](int i) {
+                const int64_t at = (first + i) * grid.pixel;
+                fetch(y + at + grid.row, lane);
+                fetch(g + at + grid.row, lane);
+                v[i] = load(y + at + lane, lanes);
+                grad[i] = load(g + at + lane, lanes);
+            });
+            back.all(v, grad);
+            each<count>([&](int i) { store(target + (first + i) * LANES, grad[i]); });
+        });
     });
 }
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -193,6 +194,21 @@ template <class F>
 
 [[gnu::always_inline]] inline vec sigmoid(vec x) { return reciprocal(1.0f + power_of_two(x * -1.44269504f)); }
 
+// f(0) to f(N - 1), unrolled.
+template <int N, class F>
+[[gnu::always_inline]] inline void each(F&& f) {
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) f(i);
+}
+
+// f(first, n) for all of `count`: N at a time, then one by one; n is a compile-time number.
+template <int N, class F>
+[[gnu::always_inline]] inline void for_several(int64_t count, F&& f) {
+    int64_t i = 0;
+    for (; N > 1 && i + N <= count; i += N) f(i, std::integral_constant<int, N>{});
+    for (; i < count; ++i) f(i, std::integral_constant<int, 1>{});
+}
+
 // As exact as maps of that format ask for: in bf16 to 1.4e-4 of itself, a fourteenth of what storing
 // the result may change. Whole powers of two by rounding down, and a cubic on what is left; the
 // reciprocal's first guess must do, and turns infinity into zero by itself.
@@ -201,16 +217,43 @@ template <class T>
     return sigmoid(x);
 }
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
+struct Sigmoid {  // its steps
+    [[gnu::always_inline]] static vec exponent(vec x) { return x * -1.44269504f; }
+    [[gnu::always_inline]] static vec rest(vec t) {
+        constexpr int DOWN = 9;  // quietly
+        return (vec)_mm512_maskz_reduce_ps(-1, (__m512)t, DOWN);
+    }
+    [[gnu::always_inline]] static vec power(vec t, vec r) {
+        vec p = 0.226067214f + r * 0.0780245811f;
+        p = 0.695833442f + r * p;
+        p = 0.999925237f + r * p;
+        return (vec)_mm512_maskz_scalef_ps(-1, (__m512)p, (__m512)t);
+    }
+    [[gnu::always_inline]] static vec value(vec power) {
+        return (vec)_mm512_maskz_rcp14_ps(-1, (__m512)(1.0f + power));
+    }
+};
 template <>
 [[gnu::always_inline]] inline vec sigmoid_for<bf16>(vec x) {
-    constexpr int DOWN = 9;  // quietly
-    const vec t = x * -1.44269504f, r = (vec)_mm512_maskz_reduce_ps(-1, (__m512)t, DOWN);
-    vec p = 0.226067214f + r * 0.0780245811f;
-    p = 0.695833442f + r * p;
-    p = 0.999925237f + r * p;
-    const vec e = (vec)_mm512_maskz_scalef_ps(-1, (__m512)p, (__m512)t);
-    return (vec)_mm512_maskz_rcp14_ps(-1, (__m512)(1.0f + e));
+    const vec t = Sigmoid::exponent(x);
+    return Sigmoid::value(Sigmoid::power(t, Sigmoid::rest(t)));
 }
 #endif
+
+// Of several vectors, step by step.
+template <class T, int N>
+[[gnu::always_inline]] inline void sigmoids(const vec (&x)[N], vec (&y)[N]) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    if constexpr (std::is_same_v<T, bf16>) {
+        vec t[N];
+        each<N>([&](int i) { t[i] = Sigmoid::exponent(x[i]); });
+        each<N>([&](int i) { y[i] = Sigmoid::rest(t[i]); });
+        each<N>([&](int i) { y[i] = Sigmoid::power(t[i], y[i]); });
+        each<N>([&](int i) { y[i] = Sigmoid::value(y[i]); });
+        return;
+    }
+#endif
+    each<N>([&](int i) { y[i] = sigmoid_for<T>(x[i]); });
+}
 
 }  // namespace mbconv
