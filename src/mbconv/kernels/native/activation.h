@@ -51,9 +51,9 @@ struct HardSwish {
 // How many vectors are quickest side by side: where a vector's steps wait for each other, the processor does
 // not look far enough ahead to find the next one's.
 template <class Act>
-constexpr int TOGETHER = 1;
+inline constexpr int TOGETHER = 1;
 template <>
-constexpr int TOGETHER<Silu<bf16>> = 4;
+inline constexpr int TOGETHER<Silu<bf16>> = 4;
 
 // The values in the place of z.
 template <class Act, int N>
