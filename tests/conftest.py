@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from mbconv import kernels
 from server import Server, serving
 from small import write_model
 
@@ -28,6 +29,14 @@ def data_root() -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("MBCONV_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def own_kernels() -> Iterator[None]:
+    """What a test computes with ends with it; the next one finds what MBCONV_KERNELS says."""
+    mode, memory = kernels.status()["mode"], kernels.memory()
+    yield
+    kernels.use(mode, memory=memory)
 
 
 @pytest.fixture(scope="session")

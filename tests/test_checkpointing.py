@@ -18,12 +18,6 @@ PLAIN = Machine(threads=1, workers=0)
 NOISY = SMALL.replace(drop_path=0.4, dropout=0.3)
 
 
-@pytest.fixture(autouse=True)
-def restore() -> Any:
-    yield
-    kernels.use("auto")
-
-
 def stepped(checkpointing: bool, changes: list[str]) -> tuple[dict[str, torch.Tensor], int]:
     """Gradients and the network after two steps; elements kept for backward in the second."""
     torch.manual_seed(0)

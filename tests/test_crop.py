@@ -1,7 +1,6 @@
 """The random resized crop: its boxes, and pixels beside torchvision's, from JPEGs and in parts."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -23,12 +22,11 @@ from test_hostile import outcome, table
 
 
 @pytest.fixture(params=["auto", "plain"], ids=["native", "Pillow"])
-def both(request: pytest.FixtureRequest) -> Iterator[str]:
+def both(request: pytest.FixtureRequest) -> str:
     kernels.use(request.param)
     if request.param == "auto" and not kernels.native_pictures():
         pytest.skip("the install found no compiler")
-    yield request.param
-    kernels.use("auto")
+    return str(request.param)
 
 
 def torchvisions(image: Image.Image, box: Box, side: int) -> NDArray[np.int64]:

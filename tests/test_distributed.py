@@ -23,12 +23,6 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return torch.load(file)
 
 
-@pytest.fixture(autouse=True)
-def restore() -> Any:
-    yield
-    kernels.use("auto")
-
-
 def joined(changes: list[str], unread: int = 0) -> tuple[float, Tensors]:
     """A step of one process with the whole batch, or all but its first pictures."""
     pixels, labels = shares.pictures()

@@ -1,6 +1,5 @@
 """The compiled block: parts of a batch, threads, and the reference in float64."""
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -18,12 +17,9 @@ WIDTHS = {"no expansion": (20, 20), "narrow": (10, 60), "wide": (56, 112), "dens
 
 
 @pytest.fixture(autouse=True)
-def compiled() -> Iterator[None]:
+def compiled() -> None:
     """Whatever MBCONV_KERNELS says: it is the compiled block that is looked at."""
-    before = dispatch._choice.mode
     kernels.use("auto")
-    yield
-    kernels.use(before)
 
 
 def case(kind: str, *, gate: bool, frozen: bool, lean: bool, batch: int = 9) -> list[Any]:

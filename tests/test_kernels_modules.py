@@ -4,7 +4,7 @@ import copy
 import itertools
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,13 +31,6 @@ from mbconv.nn.fusable import branch
 
 Grads = dict[str, Tensor]
 FUSED_ACTS = [act for act in get_args(Activation) if act != "gelu"]
-
-
-@pytest.fixture(autouse=True)
-def restore() -> Iterator[None]:
-    before = copy.copy(dispatch._choice)
-    yield
-    dispatch._choice = before
 
 
 def operators(call: Callable[[], object]) -> set[str]:
