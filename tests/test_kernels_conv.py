@@ -20,7 +20,7 @@ native = pytest.mark.skipif(not dispatch._loaded, reason="there are no native ke
 
 @pytest.fixture(autouse=True)
 def compiled() -> None:
-    """Whatever MBCONV_KERNELS says: where there are native kernels it is they that are looked at."""
+    """Whatever MBCONV_KERNELS says: native kernels are looked at, where there are any."""
     kernels.use("auto")
 
 
