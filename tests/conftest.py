@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from mbconv import kernels
+from mbconv.kernels import dispatch
 from server import Server, serving
 from small import write_model
 
@@ -32,11 +33,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(autouse=True)
-def own_kernels() -> Iterator[None]:
+def own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test computes with ends with it; the next one finds what MBCONV_KERNELS says."""
-    mode, memory = kernels.status()["mode"], kernels.memory()
-    yield
-    kernels.use(mode, memory=memory)
+    monkeypatch.setattr(dispatch, "_choice", replace(dispatch._choice))
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import mbconv
+from mbconv import kernels
 from mbconv.arch.spec import Spec
 from mbconv.cli import main
-from mbconv.kernels import dispatch, native
+from mbconv.kernels import native
 from mbconv.weights.file import tensor_hash
 from small import SMALL, write_classes, write_model
 
@@ -143,7 +144,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"native kernels ({found['instruction_set']})" in words or found["mode"] != "auto"
         assert found["instruction_set"] in found["compiled"]
     monkeypatch.setattr(native, "library", lambda: (None, "no compiler was found"))
-    monkeypatch.setattr(dispatch._choice, "mode", "auto")
+    kernels.use("auto")
     words = run("doctor").output
     assert "plain modules" in words
     assert words.endswith("missing     no compiler was found\n")

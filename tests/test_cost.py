@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from mbconv import kernels
 from mbconv.arch.block import Block
 from mbconv.arch.cost import cost
 from mbconv.arch.spec import Spec, Stage
 from mbconv.arch.zoo import get_spec
 from mbconv.errors import UserError
-from mbconv.kernels import dispatch
 from mbconv.nn import build
 from mbconv.report.network import info_dict, network_table, show, skip_rows, skip_table
 from strategies import specs
@@ -23,9 +23,9 @@ MIB = 2**20
 
 
 @pytest.fixture(autouse=True)
-def plain_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+def plain_modules() -> None:
     """The costs are those of plain PyTorch, not of the fused operators, which keep less."""
-    monkeypatch.setattr(dispatch._choice, "mode", "plain")
+    kernels.use("plain")
 
 
 SMALL = Spec(

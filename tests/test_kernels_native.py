@@ -68,6 +68,10 @@ def norms(channels: int) -> Tensor:
     return norm
 
 
+def normalised(x: Tensor, norm: Tensor) -> Tensor:
+    return (x - norm[0]) * norm[1]
+
+
 acts = st.sampled_from(ACTIVATIONS)
 
 
@@ -169,22 +173,45 @@ def test_depthwise(
     bias = like((channels,), 3) if with_bias else None
     norm64 = None if norm is None else norm.double()
     found, own = native.depthwise(x, norm, act, weight, geometry, bias=bias, statistics=True)
-    expected, statistics = reference.depthwise(
+    expected, _ = reference.depthwise(
         wide, norm64, act, weight.double(), geometry,
         bias=None if bias is None else bias.double(), statistics=True,
     )  # fmt: skip
     within = exactness(act, x) if normed else 1e-5
     agree(found, expected, within)
     assert own is not None
-    assert statistics is not None
-    if x.dtype == torch.float32:
-        agree(own[0], statistics[0])
-        agree(own[1], statistics[1])
+    for mine, statistic in zip(own, reference.moments(found.double()), strict=True):
+        agree(mine, statistic)  # of what it writes
     grad = like(found.shape, 4).to(x.dtype)
     results = native.depthwise_backward(x, grad, norm, act, weight, geometry)
     wanted = reference.depthwise_backward(wide, grad, norm64, act, weight.double(), geometry)
-    for part in range(3 if normed else 2):
-        agree(results[part], wanted[part], within)
+    agree(results[0], wanted[0], within)
+    agree(results[1], wanted[1], within)
+    if norm64 is None:
+        assert not results[2].any()
+    elif found.numel():
+        # Each term is as exact as dz; the sum of them may be next to nothing.
+        terms = wanted[0].abs() * torch.stack([torch.ones_like(wide), normalised(wide, norm64)])
+        size = terms.abs().sum((1, 2, 3)).norm()
+        assert (results[2] - wanted[2]).norm() <= within / 2 * size
+
+
+def test_small_samples_share_a_task() -> None:
+    """Forty of nine pixels: their sums are one task's."""
+    x, norm, weight = like((40, 3, 3, 33)), norms(33), like((33, 1, 3, 3), 5)
+    geometry, grad = Geometry(3, 1, 1, 1), like((40, 3, 3, 33), 4)
+    found, own = native.depthwise(x, norm, "silu", weight, geometry, statistics=True)
+    wide = x.double(), norm.double(), "silu", weight.double(), geometry
+    expected, statistics = reference.depthwise(*wide, statistics=True)
+    agree(found, expected)
+    assert own is not None
+    assert statistics is not None
+    agree(own[0], statistics[0])
+    agree(own[1], statistics[1])
+    results = native.depthwise_backward(x, grad, norm, "silu", weight, geometry)
+    wanted = reference.depthwise_backward(wide[0], grad.double(), *wide[1:])
+    for part in range(3):
+        agree(results[part], wanted[part])
 
 
 @given(x=maps(), act=acts, stride=st.sampled_from((1, 2)), dilation=st.sampled_from((1, 2)),

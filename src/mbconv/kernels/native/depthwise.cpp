@@ -5,7 +5,6 @@
 // ring stand for the padding, so that no tap asks where it is. Each row of outputs is written and
 // summed (as differences from the task's first output) while it is in the first cache.
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
 #include "api.h"
@@ -83,13 +82,8 @@ void store_row(const float* row, const Grid& grid, int64_t channels, int64_t col
                Sums* sums, T* y) {
     for_lanes(channels, [&](int64_t lane, auto lanes) {
         const float* const own = row + part(lane, columns);
-        if (!sums) {
-            for (int64_t i = 0; i < grid.w; ++i)
-                store(y + i * grid.pixel + lane, load(own + i * LANES), lanes);
-            return;
-        }
-        if (first) store(sums->shift + lane, as_stored(y, load(own)));
-        const vec shift = load(sums->shift + lane);
+        if (sums && first) store(sums->shift + lane, as_stored(y, load(own)));
+        const vec shift = sums ? load(sums->shift + lane) : vec{};
         vec s{}, q{};
         for (int64_t i = 0; i < grid.w; ++i) {
             const vec v = load(own + i * LANES);
@@ -99,6 +93,7 @@ void store_row(const float* row, const Grid& grid, int64_t channels, int64_t col
             s += d;
             q += d * d;
         }
+        if (!sums) return;
         store(sums->sum + lane, load(sums->sum + lane) + s);
         store(sums->square + lane, load(sums->square + lane) + q);
     });

@@ -5,8 +5,8 @@
 // Order: 32 channels > sample > input row > a vector of channels > four outputs of each phase > taps. For
 // an input row the output rows that saw it wait in a ring as floats, with zeros around them. Each g loaded
 // is used twice while it is in a register: times the weight for dz, times the activation for the
-// weight's gradient. What lies in between fits into the first cache: values and slopes of one vector of a
-// row; dz is finished in registers, and the centred x is computed anew. At stride 2 the columns of one
+// weight's gradient. What lies in between, values and slopes of one vector of a row, fits into the first
+// cache (14 KB at 112 px); dz is finished in registers, and the centred x computed anew. At stride 2 the columns of one
 // parity ("phase") meet the same taps, so that which tap goes with which column is known when this is
 // compiled. The gradients of the weights and the sums are kept a task, and joined in double in the tasks'
 // order.
@@ -14,7 +14,6 @@
 // Where the convolution's output y has gone through norm, activation and gate (`After`), g is the
 // gradient behind those: rows of g and y become the gradient at y when they enter the ring.
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
 #include "api.h"
@@ -258,11 +257,13 @@ void sweep(const Job<T>& job, const Task& task, int64_t sample, float* scratch, 
     }
 }
 
-// The tasks' gradients at the weights and sums, joined in the tasks' order for each group.
+// The tasks' gradients at the weights and sums, joined in the tasks' order for each group. The last sum is
+// of dz times the centred x until it is scaled here.
 void join(const Floats& partial, const Depthwise& d, const float* norm, int threads, float* dw,
           float* sums) {
     const int64_t taps = d.kernel * d.kernel, own = (taps + 2) * GROUP;
     const int64_t phases = d.dilation * d.dilation;
+    const float* const inverse = norm ? Norm(norm, d.c).inverse : nullptr;
     parallel(groups(d.c), threads, [&](int64_t group, int) {
         std::vector<double> total(own, 0.0);
         for (int64_t run = 0; run < Task::runs(d); ++run) {
@@ -271,7 +272,7 @@ void join(const Floats& partial, const Depthwise& d, const float* norm, int thre
                 for (int64_t i = 0; i < own; ++i) total[i] += task[i];
         }
         for (int64_t lane = 0, c = group * GROUP; lane < GROUP && c < d.c; ++lane, ++c) {
-            if (norm) total[(taps + 1) * GROUP + lane] *= Norm(norm, d.c).inverse[c];
+            if (inverse) total[(taps + 1) * GROUP + lane] *= inverse[c];
             for (int64_t t = 0; t < taps + 2; ++t)
                 (t < taps ? dw[c * taps + t] : sums[(t - taps) * d.c + c]) =
                     static_cast<float>(total[t * GROUP + lane]);
@@ -283,15 +284,15 @@ template <class T>
 bool backward(const Job<T>& job, int threads, float* dw, float* sums) {
     const Depthwise& d = job.d;
     const Layout size(d);
-    const int64_t tasks = Task::count(d), taps = d.kernel * d.kernel, own = (taps + 2) * GROUP;
-    Floats partial(tasks * own, 0.0f);
+    const int64_t tasks = Task::count(d);
+    Floats partial(tasks * size.sums, 0.0f);
     Floats scratch(threads * size.total, 0.0f);
     const bool known = with_geometry(d.kernel, d.stride, [&](auto k, auto s) {
         parallel(tasks, threads, [&](int64_t number, int thread) {
             const Task task(d, number);
             for (int64_t sample = task.first; sample < task.end; ++sample)
                 sweep<k, s>(job, task, sample, &scratch[thread * size.total],
-                            &partial[number * own]);
+                            &partial[number * size.sums]);
         });
     });
     if (known) join(partial, d, job.norm, threads, dw, sums);

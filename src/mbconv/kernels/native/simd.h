@@ -153,6 +153,21 @@ template <class F>
     if (i < end) f(i, Some{end - i});
 }
 
+// f(0) to f(N - 1), unrolled.
+template <int N, class F>
+[[gnu::always_inline]] inline void each(F&& f) {
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) f(i);
+}
+
+// f(first, n) for all of `count`: N at a time, then one by one; n is a compile-time number.
+template <int N, class F>
+[[gnu::always_inline]] inline void for_several(int64_t count, F&& f) {
+    int64_t i = 0;
+    for (; N > 1 && i + N <= count; i += N) f(i, std::integral_constant<int, N>{});
+    for (; i < count; ++i) f(i, std::integral_constant<int, 1>{});
+}
+
 [[gnu::always_inline]] inline vec reciprocal(vec x) {
 #if defined(__AVX512F__)
     const vec guess = (vec)_mm512_maskz_rcp14_ps(-1, (__m512)x);  // GCC warns of the unmasked one
@@ -193,21 +208,6 @@ template <class F>
 }
 
 [[gnu::always_inline]] inline vec sigmoid(vec x) { return reciprocal(1.0f + power_of_two(x * -1.44269504f)); }
-
-// f(0) to f(N - 1), unrolled.
-template <int N, class F>
-[[gnu::always_inline]] inline void each(F&& f) {
-#pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) f(i);
-}
-
-// f(first, n) for all of `count`: N at a time, then one by one; n is a compile-time number.
-template <int N, class F>
-[[gnu::always_inline]] inline void for_several(int64_t count, F&& f) {
-    int64_t i = 0;
-    for (; N > 1 && i + N <= count; i += N) f(i, std::integral_constant<int, N>{});
-    for (; i < count; ++i) f(i, std::integral_constant<int, 1>{});
-}
 
 // As exact as maps of that format ask for: in bf16 to 1.4e-4 of itself, a fourteenth of what storing
 // the result may change. Whole powers of two by rounding down, and a cubic on what is left; the
