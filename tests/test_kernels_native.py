@@ -68,10 +68,6 @@ def norms(channels: int) -> Tensor:
     return norm
 
 
-def normalised(x: Tensor, norm: Tensor) -> Tensor:
-    return (x - norm[0]) * norm[1]
-
-
 acts = st.sampled_from(ACTIVATIONS)
 
 
@@ -173,10 +169,8 @@ def test_depthwise(
     bias = like((channels,), 3) if with_bias else None
     norm64 = None if norm is None else norm.double()
     found, own = native.depthwise(x, norm, act, weight, geometry, bias=bias, statistics=True)
-    expected, _ = reference.depthwise(
-        wide, norm64, act, weight.double(), geometry,
-        bias=None if bias is None else bias.double(), statistics=True,
-    )  # fmt: skip
+    bias64 = None if bias is None else bias.double()
+    expected, _ = reference.depthwise(wide, norm64, act, weight.double(), geometry, bias=bias64)
     within = exactness(act, x) if normed else 1e-5
     agree(found, expected, within)
     assert own is not None
@@ -191,7 +185,9 @@ def test_depthwise(
         assert not results[2].any()
     elif found.numel():
         # Each term is as exact as dz; the sum of them may be next to nothing.
-        terms = wanted[0].abs() * torch.stack([torch.ones_like(wide), normalised(wide, norm64)])
+        terms = wanted[0].abs() * torch.stack(
+            [torch.ones_like(wide), reference._normal(wide, norm64)]
+        )
         size = terms.abs().sum((1, 2, 3)).norm()
         assert (results[2] - wanted[2]).norm() <= within / 2 * size
 

@@ -76,15 +76,21 @@ template <class T>
     if (lane % (64 / sizeof(T)) == 0) __builtin_prefetch(p + lane, 0, 2);
 }
 
-// One row of a grid, as floats. The next row is fetched meanwhile: neighbours lie far apart.
+// One vector of channels of one row of a grid, as floats. The next row is fetched meanwhile: neighbours
+// lie far apart.
+template <class T, class Lanes>
+[[gnu::always_inline]] inline void load_line(const T* x, const Grid& grid, int64_t lane, Lanes lanes,
+                                             float* line) {
+    for (int64_t i = 0; i < grid.w; ++i) {
+        fetch(x + i * grid.pixel + grid.row, lane);
+        store(line + i * LANES, load(x + i * grid.pixel + lane, lanes));
+    }
+}
+
 template <class T>
 inline void load_row(const T* x, const Grid& grid, int64_t channels, int64_t columns, float* row) {
     for_lanes(channels, [&](int64_t lane, auto lanes) {
-        float* const own = row + part(lane, columns);
-        for (int64_t i = 0; i < grid.w; ++i) {
-            fetch(x + i * grid.pixel + grid.row, lane);
-            store(own + i * LANES, load(x + i * grid.pixel + lane, lanes));
-        }
+        load_line(x, grid, lane, lanes, row + part(lane, columns));
     });
 }
 
